@@ -1,0 +1,1 @@
+"""Readers of published editing data: one module per format, each with `read(...) -> EditSet`."""
