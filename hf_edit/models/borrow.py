@@ -1,0 +1,47 @@
+"""Borrowing a caller's model: whatever happens inside, it comes back as it was."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from hf_edit.errors import UnsupportedModelError
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, frozen parameters and gradients inside; every flag and random state as before afterwards.
+
+    Holds for normal exit, exceptions and Ctrl-C alike. Hooks and replaced `forward`s are the business of those who
+    set them, each in a context of its own; tensors are never written.
+
+    Raises:
+        UnsupportedModelError: the model was made in inference mode, so autograd cannot run through it.
+    """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise UnsupportedModelError(
+            f"This {type(model).__name__} was made inside torch.inference_mode().", "Load it outside of that context."
+        )
+    training = [(module, module.training) for module in model.modules()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=devices):
+        try:
+            for module, _ in training:
+                module.training = False
+            for parameter in trained:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for module, flag in training:
+                module.training = flag
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -1,0 +1,419 @@
+"""The view through which methods see a model: the one place that knows module names.
+
+Everything runs through the model's own `forward`, so rotary embeddings, sliding windows, masks and norms are the
+model's own business. Running only some of the blocks is done by letting the others pass their input through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hf_edit.errors import ComputationError, UnsupportedModelError
+from hf_edit.models.borrow import borrowed
+from hf_edit.models.families import Family
+from hf_edit.models.finder import find_family, linear_shape
+from hf_edit.solvers.low_rank import LowRankDelta
+
+
+@dataclass(frozen=True)
+class EditableLinear:
+    """A linear map that an edit may change.
+
+    Args:
+        name: full module name inside the ...ForCausalLM, without adapter wrappers.
+        layer: index of its block.
+        module: what the model calls there: the linear, or the adapter layer around it.
+        d_out, d_in: its size; deltas are always (d_out, d_in).
+        transposed: the weight is stored (d_in, d_out), as in GPT-2's Conv1D.
+    """
+
+    name: str
+    layer: int
+    module: nn.Module
+    d_out: int
+    d_in: int
+    transposed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What a forward pass left behind. All tensors are (B, T, width).
+
+    Args:
+        inputs: linear name -> its inputs (the keys).
+        outputs: linear name -> its outputs.
+        entering: block index -> residual stream before the block.
+        leaving: block index -> residual stream after the block.
+    """
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    entering: dict[int, Tensor] = field(default_factory=dict)
+    leaving: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """Attention keys and values of tokens already run, of the blocks from `first` on: per block two (B, H, P, d_h)."""
+
+    first: int
+    states: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def length(self) -> int:
+        return self.states[0][0].shape[-2]
+
+
+class EditableModel:
+    """A view on a causal language model of transformers, plain or inside a `PeftModel`.
+
+    Nothing here writes to the model; hooks and passed-through blocks live only inside the calls that set them.
+
+    Raises:
+        UnsupportedModelError: its blocks or their MLP output maps could not be found.
+        ComputationError: it computes no finite logits, as with damaged weights.
+    """
+
+    def __init__(self, model: PreTrainedModel, family: Family) -> None:
+        self.model = model
+        self.family = family
+        self.blocks: list[nn.Module] = list(model.get_submodule(family.blocks))  # type: ignore[arg-type]
+        self.linears = [self._linear(layer) for layer in range(len(self.blocks))]
+        self._arity = self._output_arities()
+
+    @classmethod
+    def of(cls, model: nn.Module) -> EditableModel:
+        """The view on `model`."""
+        if isinstance(model, PeftModel):
+            model = model.get_base_model()
+        if not isinstance(model, PreTrainedModel):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is not a transformers PreTrainedModel.",
+                "Load the model with AutoModelForCausalLM.from_pretrained.",
+            )
+        with borrowed(model):
+            return cls(model, find_family(model))
+
+    def _linear(self, layer: int) -> EditableLinear:
+        module = self.blocks[layer].get_submodule(self.family.mlp_out)
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        d_out, d_in = linear_shape(base)
+        name = f"{self.family.blocks}.{layer}.{self.family.mlp_out}"
+        return EditableLinear(name, layer, module, d_out, d_in, isinstance(base, Conv1D))
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.linears[0].d_out
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of the embeddings."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest sequence the model was built for, if its config says so."""
+        return getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+    def ids(self, sequences: Sequence[Sequence[int]], pad: int = 0) -> tuple[Tensor, Tensor]:
+        """Token ids padded on the right and their mask, both (B, T)."""
+        width = max(map(len, sequences))
+        rows = [list(s) + [pad] * (width - len(s)) for s in sequences]
+        mask = [[1] * len(s) + [0] * (width - len(s)) for s in sequences]
+        return torch.tensor(rows, device=self.device), torch.tensor(mask, device=self.device)
+
+    def left_padded(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Token ids padded on the left, for generation, and their mask, both (B, T)."""
+        width = max(map(len, sequences))
+        rows = [[0] * (width - len(s)) + list(s) for s in sequences]
+        mask = [[0] * (width - len(s)) + [1] * len(s) for s in sequences]
+        return torch.tensor(rows, device=self.device), torch.tensor(mask, device=self.device)
+
+    # ---- reading -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def trace(
+        self,
+        ids: Tensor,
+        mask: Tensor | None = None,
+        *,
+        inputs: Iterable[EditableLinear] = (),
+        outputs: Iterable[EditableLinear] = (),
+        entering: Iterable[int] = (),
+        leaving: Iterable[int] = (),
+        start: Mapping[int, Tensor] | None = None,
+    ) -> Trace:
+        """Run `ids` (B, T) as far as needed and keep what is asked for.
+
+        Args:
+            start: `{block: residual stream entering it}`, (B, T, d): begin there instead of at the embeddings.
+        """
+        inputs, outputs, entering, leaving = list(inputs), list(outputs), list(entering), list(leaving)
+        trace = Trace()
+        last = max([x.layer for x in [*inputs, *outputs]] + entering + leaving)
+        batch = tuple(ids.shape)
+        with ExitStack() as stack:
+            for linear in inputs:
+                stack.enter_context(_reading_input(linear.module, trace.inputs, linear.name, batch))
+            for linear in outputs:
+                stack.enter_context(_reading_output(linear.module, trace.outputs, linear.name, batch))
+            for layer in entering:
+                stack.enter_context(_reading_input(self.blocks[layer], trace.entering, layer, batch))
+            for layer in leaving:
+                stack.enter_context(_reading_output(self.blocks[layer], trace.leaving, layer, batch))
+            stack.enter_context(self._running(start, last))
+            self.model(input_ids=ids, attention_mask=_or_ones(mask, ids), use_cache=False, logits_to_keep=1)
+        return trace
+
+    def logits(
+        self,
+        ids: Tensor,
+        *,
+        start: Mapping[int, Tensor] | None = None,
+        shift: tuple[EditableLinear, Tensor] | None = None,
+        prefix: Prefix | None = None,
+    ) -> Tensor:
+        """Logits (B, n, V), differentiable with respect to the shift.
+
+        Args:
+            ids: (B, n), the tokens after the prefix.
+            start: `{block: residual stream entering it}`, (B, n, d): begin there instead of at the embeddings.
+            shift: a linear and what to add to its outputs, (B, n, d_out).
+            prefix: attention states of the tokens before `ids`.
+        """
+        return self._run(ids, start, shift, prefix, keep=0)[0]
+
+    def no_prefix(self, first: int) -> Prefix:
+        """A prefix of no tokens for the blocks from `first` on."""
+        empty = torch.zeros(1, 1, 0, 1, device=self.device, dtype=self.dtype)
+        return Prefix(first, ((empty, empty),) * (self.n_layers - first))
+
+    @torch.no_grad()
+    def extended(
+        self,
+        prefix: Prefix,
+        ids: Tensor,
+        *,
+        start: Mapping[int, Tensor] | None = None,
+        shift: tuple[EditableLinear, Tensor] | None = None,
+    ) -> Prefix:
+        """The prefix followed by `ids`; arguments as for `logits`."""
+        cache = self._run(ids, start, shift, prefix, keep=1)[1]
+        assert cache is not None
+        return Prefix(prefix.first, tuple((layer.keys, layer.values) for layer in cache.layers[prefix.first :]))
+
+    def _run(
+        self,
+        ids: Tensor,
+        start: Mapping[int, Tensor] | None,
+        shift: tuple[EditableLinear, Tensor] | None,
+        prefix: Prefix | None,
+        keep: int,
+    ) -> tuple[Tensor, DynamicCache | None]:
+        """Logits of the last `keep` tokens (0: all), and the filled cache if a prefix was given."""
+        arguments: dict[str, Any] = {"use_cache": False, "attention_mask": torch.ones_like(ids)}
+        cache = None
+        if prefix is not None:
+            cache = _as_cache(prefix, ids.shape[0], self.device, self.dtype)
+            total = prefix.length + ids.shape[1]
+            arguments = {
+                "use_cache": True,
+                "past_key_values": cache,
+                "position_ids": torch.arange(prefix.length, total, device=ids.device)[None],
+                "attention_mask": torch.ones(ids.shape[0], total, dtype=ids.dtype, device=ids.device),
+            }
+        with ExitStack() as stack:
+            if shift is not None:
+                stack.enter_context(_shifting(*shift))
+            stack.enter_context(self._running(start, self.n_layers - 1))
+            out = self.model(input_ids=ids, logits_to_keep=keep, **arguments)
+        return out.logits, cache
+
+    @contextmanager
+    def updated(self, deltas: Mapping[str, LowRankDelta]) -> Iterator[None]:
+        """The model as if the deltas were in its weights: each linear adds B (A x) to its output."""
+        by_name = {linear.name: linear for linear in self.linears}
+        with ExitStack() as stack:
+            for name, delta in deltas.items():
+                stack.enter_context(_side_path(by_name[name].module, delta))
+            yield
+
+    @cached_property
+    def writes_residual(self) -> bool:
+        """Whether a change of an MLP output map's output arrives unchanged in the residual stream.
+
+        False where a norm stands between (Gemma 2 and 3). Found by trying, so that no table has to know.
+        """
+        linear = self.linears[0]
+        ids = torch.arange(1, 5, device=self.device)[None]
+        plain = self.trace(ids, leaving=[0], outputs=[linear])
+        before, size = plain.leaving[0], plain.outputs[linear.name].abs().mean()
+        direction = torch.linspace(-1, 1, linear.d_out, device=before.device, dtype=before.dtype).expand_as(before)
+        for scale in (1, 8):  # a norm may happen to return one of them unchanged, never both
+            shift = scale * size * direction
+            with _shifting(linear, shift):
+                after = self.trace(ids, leaving=[0]).leaving[0]
+            if (after - before - shift).abs().max() > 0.05 * shift.abs().max():
+                return False
+        return True
+
+    # ---- running only some blocks ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _running(self, start: Mapping[int, Tensor] | None, last: int) -> Iterator[None]:
+        """Only the blocks from the start's to `last` run; the others hand their input on."""
+        first, states = next(iter(start.items())) if start else (0, None)
+        with ExitStack() as stack:
+            for index, block in enumerate(self.blocks):
+                if not first <= index <= last:
+                    stack.enter_context(_passed_through(block, self._arity[type(block)]))
+            if states is not None:
+                stack.enter_context(_entering(self.blocks[first], states))
+            yield
+
+    def _output_arities(self) -> dict[type, int | None]:
+        """Per class of block the length of the tuple that it returns, None where it returns a bare tensor."""
+        ids = torch.zeros((1, 1), dtype=torch.long, device=self.device)
+        seen: dict[type, int | None] = {}
+
+        def note(module: nn.Module, _: Any, output: Any) -> None:
+            seen[type(module)] = len(output) if isinstance(output, tuple) else None
+
+        handles = [block.register_forward_hook(note) for block in self.blocks]
+        try:
+            with torch.no_grad():
+                out = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not torch.isfinite(out.logits).all():
+            raise ComputationError(
+                f"The logits of {type(self.model).__name__} are not finite.",
+                "Load it in float32 or bfloat16; if that does not help, its weights are damaged.",
+            )
+        return seen
+
+
+def _or_ones(mask: Tensor | None, ids: Tensor) -> Tensor:
+    return torch.ones_like(ids) if mask is None else mask
+
+
+def _first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _with_first(output: Any, value: Tensor) -> Any:
+    return (value, *output[1:]) if isinstance(output, tuple) else value
+
+
+def _shaped(tensor: Tensor, batch: tuple[int, ...]) -> Tensor:
+    """(B, T, width), also where a model flattens batch and time for its linears."""
+    return tensor.detach().reshape(*batch, tensor.shape[-1])
+
+
+@contextmanager
+def _hook(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _reading_input(module: nn.Module, into: dict[Any, Tensor], key: Any, batch: tuple[int, ...]) -> Any:
+    def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        into[key] = _shaped(args[0] if args else kwargs["hidden_states"], batch)
+
+    return _hook(module.register_forward_pre_hook(read, with_kwargs=True))
+
+
+def _reading_output(module: nn.Module, into: dict[Any, Tensor], key: Any, batch: tuple[int, ...]) -> Any:
+    def read(_: nn.Module, __: Any, output: Any) -> None:
+        into[key] = _shaped(_first(output), batch)
+
+    return _hook(module.register_forward_hook(read))
+
+
+def _shifting(linear: EditableLinear, shift: Tensor) -> Any:
+    def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return output + shift.reshape(output.shape).to(output.dtype)
+
+    return _hook(linear.module.register_forward_hook(add))
+
+
+def _side_path(module: nn.Module, delta: LowRankDelta) -> Any:
+    def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = args[0].to(delta.A.dtype)
+        return output + ((x @ delta.A.T) @ delta.B.T).to(output.dtype)
+
+    return _hook(module.register_forward_hook(add))
+
+
+def _entering(block: nn.Module, states: Tensor) -> Any:
+    def replace(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if args:
+            return (states, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": states}
+
+    return _hook(block.register_forward_pre_hook(replace, with_kwargs=True))
+
+
+@contextmanager
+def _passed_through(block: nn.Module, arity: int | None) -> Iterator[None]:
+    """The block returns its input, in the form in which it returns its output."""
+    had_own = "forward" in block.__dict__  # accelerate, for one, replaces forward on the instance
+    own: Callable[..., Any] | None = block.__dict__.get("forward")
+
+    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        return hidden_states if arity is None else (hidden_states, *([None] * (arity - 1)))
+
+    block.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if had_own:
+            block.forward = own  # type: ignore[assignment]
+        else:
+            del block.forward
+
+
+def _as_cache(prefix: Prefix, batch: int, device: torch.device, dtype: torch.dtype) -> DynamicCache:
+    """The prefix as transformers' cache. Blocks that are passed through get a stand-in of the right length.
+
+    Without a config every layer of the cache is a full one, also for sliding windows: the model's masks then cut
+    the window themselves, and no state is dropped that a later, shorter chunk would need.
+    """
+    cache = DynamicCache()
+    stand_in = torch.zeros(batch, 1, prefix.length, 1, device=device, dtype=dtype)
+    for index in range(prefix.first):
+        cache.update(stand_in, stand_in, index)
+    if prefix.length:
+        for index, (keys, values) in enumerate(prefix.states, start=prefix.first):
+            cache.update(keys, values, index)
+    return cache
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Raise a ComputationError that names `what` if the tensor holds NaN or infinity."""
+    if not torch.isfinite(tensor).all():
+        raise ComputationError(
+            f"{what} is not finite.", "Compute in float32 (--dtype float32), or lower the learning rate or the clamp."
+        )

@@ -1,0 +1,37 @@
+"""The table of known architectures."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
+
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the parts of an architecture lie.
+
+    Args:
+        name: `model_type` of the config, or "structural" for one that was found by its structure.
+        blocks: path of the list of decoder blocks inside the model.
+        mlp_out: path, inside a block, of the linear map that writes the MLP's result.
+    """
+
+    name: str
+    blocks: str
+    mlp_out: str
+
+
+@cache
+def families() -> MappingProxyType[str, Family]:
+    """The table, `model_type` -> `Family`."""
+    text = resources.files("hf_edit.models").joinpath("families.toml").read_text(encoding="utf-8")
+    return MappingProxyType({name: Family(name, **entry) for name, entry in tomllib.loads(text).items()})

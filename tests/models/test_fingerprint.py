@@ -1,0 +1,79 @@
+"""Base models are recognised by their weights: across dtypes, through wrappers, and not mistaken for one another."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from hf_edit.errors import UnsupportedModelError
+from hf_edit.models.fingerprint import base_modules, dtype_name, matches, model_fingerprint, tensor_digests
+from tests.tiny import FAMILIES, tiny_model
+
+
+def record(tensor: torch.Tensor) -> dict:
+    return {"dtype": dtype_name(tensor.dtype), "shape": list(tensor.shape), "sha256": tensor_digests(tensor)}
+
+
+def test_the_digest_is_of_row_major_little_endian_bytes() -> None:
+    tensor = torch.tensor([[1.0, 2.5], [-3.0, 4.0]]).T
+    values = [1.0, -3.0, 2.5, 4.0]
+    digests = tensor_digests(tensor)
+    assert digests["float32"] == hashlib.sha256(struct.pack("<4f", *values)).hexdigest()
+    assert digests["float16"] == hashlib.sha256(struct.pack("<4e", *values)).hexdigest()
+    halves = b"".join(struct.pack("<f", value)[2:] for value in values)  # bfloat16 is the upper half of float32
+    assert digests["bfloat16"] == hashlib.sha256(halves).hexdigest()
+
+
+def test_large_tensors_are_digested_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = torch.randn(7, 11)
+    whole = tensor_digests(tensor)
+    monkeypatch.setattr("hf_edit.models.fingerprint._CHUNK", 10)
+    assert tensor_digests(tensor) == whole
+
+
+@pytest.mark.parametrize("now", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("checkpoint", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_base_loaded_in_another_dtype_is_recognised(checkpoint: torch.dtype, now: torch.dtype) -> None:
+    stored = torch.randn(5, 9).to(checkpoint)
+    recorded = record(stored)
+    assert matches(recorded, stored.to(now))
+    other = stored.clone()
+    other[2, 3] *= 1.5
+    assert not matches(recorded, other.to(now))
+
+
+def test_another_shape_does_not_match() -> None:
+    tensor = torch.randn(4, 6)
+    assert not matches(record(tensor), tensor.reshape(6, 4))
+
+
+@pytest.mark.parametrize("bad", [torch.empty(2, 2, device="meta"), torch.zeros(2, 2, dtype=torch.uint8)])
+def test_tensors_without_weights_are_refused(bad: torch.Tensor) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"\(2, 2\)") as caught:
+        tensor_digests(bad)
+    assert "Load the model" in caught.value.remedy
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_fingerprint_sees_through_adapters(family: str) -> None:
+    model = tiny_model(family)
+    plain, names = model_fingerprint(model), [name for name, _ in base_modules(model)]
+    config = LoraConfig(r=2, target_modules="all-linear", modules_to_save=["lm_head", "embed_out"])
+    host = get_peft_model(model, config)
+    assert model_fingerprint(host) == model_fingerprint(host.get_base_model()) == plain
+    assert [name for name, _ in base_modules(host)] == names
+
+
+def test_the_fingerprint_tells_models_apart() -> None:
+    model = tiny_model()
+    fingerprints = {model_fingerprint(m) for m in (model, tiny_model(seed=1), tiny_model(dtype=torch.bfloat16))}
+    fingerprints.add(model_fingerprint(tiny_model("qwen2")))
+    assert len(fingerprints) == 4
+    assert model_fingerprint(tiny_model()) in fingerprints
