@@ -1,0 +1,26 @@
+"""Settings of statistics: where the tokens come from and how many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_edit.settings import Settings, setting
+
+
+@dataclass(frozen=True)
+class StatisticsConfig(Settings):
+    """Where second moments come from."""
+
+    text: str = setting(
+        "self",
+        "Plain text: 'self' (the model writes it), the path of a text file, or 'dataset:ID:CONFIG:SPLIT:COLUMN'.",
+    )
+    tokens: int | None = setting(
+        None, "Tokens of plain text; none: 5 times the inputs of the widest edited linear.", at_least=1
+    )
+    conversations: int = setting(
+        256, "Questions that the model invents and answers, for the prompt and answer parts.", at_least=0
+    )
+    answer_tokens: int = setting(16, "Longest invented answer, in tokens.", at_least=1)
+    length: int = setting(64, "Tokens of plain text run together.", at_least=8)
+    batch: int = setting(64, "Sequences run at once.", at_least=1)

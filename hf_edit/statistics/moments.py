@@ -1,0 +1,81 @@
+"""Second moments of the inputs of linear maps: what an update should leave alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_edit.errors import StatisticsError
+
+
+PARTS = ("text", "prompt", "answer")
+"""Which tokens a moment is over: plain text; the last token of chat prompts, where every edit's first key sits; and
+the tokens of chat answers."""
+
+
+@dataclass(frozen=True, eq=False)
+class SecondMoments:
+    """Uncentred second moments `E[k k^T]` per part and linear.
+
+    Args:
+        matrices: part -> linear name -> (d_in, d_in) fp32.
+        tokens: part -> number of tokens averaged over.
+        source: where the tokens came from, in words and settings that identify them.
+    """
+
+    matrices: Mapping[str, Mapping[str, Tensor]]
+    tokens: Mapping[str, int]
+    source: str
+
+    def combined(self, name: str, weights: Mapping[str, float]) -> Tensor:
+        """The weighted sum over parts, (d_in, d_in) float64.
+
+        Args:
+            weights: part -> weight; parts of weight 0 need not have been collected.
+
+        Raises:
+            StatisticsError: a part with a weight, or the linear, was not collected.
+        """
+        wanted = {part: weight for part, weight in weights.items() if weight}
+        for part in wanted:
+            if name not in self.matrices.get(part, {}):
+                raise StatisticsError(
+                    f"The statistics from {self.source} hold no part {part!r} for {name}.",
+                    "Collect them for this layer and format, or set the weight of that part to 0.",
+                )
+        return torch.stack([weight * self.matrices[part][name].double() for part, weight in wanted.items()]).sum(0)
+
+
+class Accumulator:
+    """Running sums of `k k^T` and counts, by part and linear."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, dict[str, Tensor]] = {}
+        self._tokens: dict[str, int] = {}
+
+    def add(self, part: str, inputs: Mapping[str, Tensor]) -> None:
+        """Add tokens: linear name -> (n, d_in), the same n for all."""
+        count = 0
+        for name, k in inputs.items():
+            k = k.float()
+            count = k.shape[0]
+            sums = self._sums.setdefault(part, {})
+            if name not in sums:
+                sums[name] = torch.zeros(k.shape[1], k.shape[1], device=k.device)
+            sums[name].addmm_(k.T, k)
+        self._tokens[part] = self._tokens.get(part, 0) + count
+
+    def count(self, part: str) -> int:
+        """Tokens added to `part` so far."""
+        return self._tokens.get(part, 0)
+
+    def moments(self, source: str) -> SecondMoments:
+        """The means so far, on the CPU."""
+        matrices = {
+            part: {name: (total / self._tokens[part]).cpu() for name, total in sums.items()}
+            for part, sums in self._sums.items()
+        }
+        return SecondMoments(matrices, dict(self._tokens), source)

@@ -1,0 +1,159 @@
+"""Statistics on disk, found again by the base model's fingerprint.
+
+One safetensors file per linear, `<cache>/statistics/<base>/<recipe>/<linear>.safetensors`: the recipe is a digest of
+the settings and the prompt format, so that a layer asked for later joins those collected before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hf_edit.errors import StatisticsError
+from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.models.fingerprint import running_fingerprint
+from hf_edit.progress import Progress
+from hf_edit.prompting import PromptFormat
+from hf_edit.statistics.collect import collect
+from hf_edit.statistics.config import StatisticsConfig
+from hf_edit.statistics.moments import SecondMoments
+
+
+def cache_folder() -> Path:
+    """Where hf_edit keeps what it can compute again: $HF_EDIT_CACHE, else ~/.cache/hf_edit."""
+    return Path(os.environ.get("HF_EDIT_CACHE") or Path.home() / ".cache" / "hf_edit")
+
+
+def obtain(
+    model: EditableModel,
+    prompts: PromptFormat,
+    linears: Sequence[EditableLinear],
+    config: StatisticsConfig,
+    seed: int,
+    progress: Progress,
+) -> SecondMoments:
+    """The statistics of `linears`, from the cache where they are, else collected and kept there."""
+    folder = recipe_folder(model, prompts, config, seed)
+    missing = [linear for linear in linears if not _path(folder, linear.name).exists()]
+    if missing:
+        save(collect(model, prompts, missing, config, seed, progress), folder)
+    return load(folder, [linear.name for linear in linears])
+
+
+def save(moments: SecondMoments, folder: Path) -> None:
+    """One file per linear, each written whole or not at all.
+
+    Raises:
+        StatisticsError: the folder cannot be written.
+    """
+    metadata = {"source": moments.source, "tokens": json.dumps(dict(moments.tokens), sort_keys=True)}
+    names = {name for matrices in moments.matrices.values() for name in matrices}
+    for name in sorted(names):
+        tensors = {
+            part: matrices[name].contiguous() for part, matrices in moments.matrices.items() if name in matrices
+        }
+        try:
+            _write(tensors, metadata, _path(folder, name))
+        except (OSError, SafetensorError) as error:
+            raise StatisticsError(
+                f"The statistics cannot be kept in {folder}: {error}.",
+                "Set HF_EDIT_CACHE to a folder on a disk with free space that you may write to.",
+            ) from error
+
+
+def _write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    os.close(handle)
+    try:
+        save_file(dict(tensors), temporary, metadata=dict(metadata))
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def load(folder: Path, names: Sequence[str]) -> SecondMoments:
+    """The statistics of the linears `names` in `folder`.
+
+    Raises:
+        StatisticsError: a file is missing or damaged.
+    """
+    moments = SecondMoments({}, {}, "")
+    matrices: dict[str, dict[str, Tensor]] = {}
+    for name in names:
+        with _opened(_path(folder, name)) as (file, entry):
+            for part in file.keys():  # noqa: SIM118 (not a dict)
+                matrices.setdefault(part, {})[name] = file.get_tensor(part)
+        moments = SecondMoments(matrices, entry.tokens, entry.source)
+    return moments
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One file of the cache."""
+
+    path: Path
+    linear: str
+    source: str
+    tokens: dict[str, int]
+
+
+def stored(model: EditableModel) -> list[Stored]:
+    """What the cache holds for this base, by recipe and layer.
+
+    Raises:
+        StatisticsError: a file is damaged.
+    """
+    layers = {f"{linear.name}.safetensors": linear.layer for linear in model.linears}
+    paths = [path for path in _base_folder(model).glob("*/*.safetensors") if path.name in layers]
+    entries = []
+    for path in sorted(paths, key=lambda path: (path.parent, layers[path.name])):
+        with _opened(path) as (_, entry):
+            entries.append(entry)
+    return entries
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Stored]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tokens = json.loads(metadata["tokens"])
+            yield file, Stored(path, path.name.removesuffix(".safetensors"), metadata["source"], tokens)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise StatisticsError(
+            f"The statistics in {path} cannot be read: {error}.", "Delete the file; it is collected again."
+        ) from error
+
+
+def _base_folder(model: EditableModel) -> Path:
+    return cache_folder() / "statistics" / running_fingerprint(model.model)[:16]
+
+
+def recipe_folder(model: EditableModel, prompts: PromptFormat, config: StatisticsConfig, seed: int) -> Path:
+    """Where the statistics of this base under these settings lie, if they were collected."""
+    recipe = json.dumps([config.to_json(), seed, _text_digest(config.text), prompts.fingerprint()], sort_keys=True)
+    return _base_folder(model) / hashlib.sha256(recipe.encode()).hexdigest()[:16]
+
+
+def _text_digest(text: str) -> str:
+    """A file's contents are part of the recipe: an edited file is another source."""
+    try:
+        return hashlib.sha256(Path(text).read_bytes()).hexdigest()
+    except (OSError, ValueError):  # "self", a dataset, or a file that cannot be read, which collecting will tell
+        return ""
+
+
+def _path(folder: Path, linear: str) -> Path:
+    return folder / f"{linear}.safetensors"
