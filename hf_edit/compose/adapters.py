@@ -1,0 +1,58 @@
+"""The adapters around a model's linears, as PEFT puts them there: which there are, which are active."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_edit.errors import ComposeError, UnsupportedModelError
+
+
+def check_host(model: object) -> None:
+    """Raise UnsupportedModelError unless adapters can be put into `model`."""
+    if not isinstance(model, (PreTrainedModel, PeftModel)):
+        raise UnsupportedModelError(
+            f"A {type(model).__name__} is neither a transformers model nor a PeftModel.",
+            "Load the model with AutoModelForCausalLM.from_pretrained, and attach before compiling it.",
+        )
+
+
+def adapter_configs(model: nn.Module) -> dict[str, Any]:
+    """Adapter name -> its PEFT configuration; the model's own dictionary where it has one."""
+    return getattr(model, "peft_config", {})
+
+
+def adapter_layers(model: nn.Module) -> Iterator[tuple[str, BaseTunerLayer]]:
+    """Every adapter layer with the name of the module that it wraps, from the outside in."""
+    root = model.get_base_model() if isinstance(model, PeftModel) else model
+    for name, module in root.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            yield re.sub(r"\.base_layer(?=\.|$)", "", name), module
+
+
+def holds(layer: BaseTunerLayer, name: str | None = None) -> bool:
+    """Whether a layer holds weights of the adapter `name`, or of any adapter."""
+    held = (getattr(layer, attribute) for attribute in layer.adapter_layer_names)
+    return any(len(weights) if name is None else name in weights for weights in held)
+
+
+def check_unmerged(model: nn.Module) -> None:
+    """Raise ComposeError if adapters are merged: then a layer ignores the others, and its base weight is changed."""
+    for module, layer in adapter_layers(model):
+        if layer.merged:
+            raise ComposeError(
+                f"The adapter {layer.merged_adapters[0]!r} is merged into {module}.", "Unmerge the adapters first."
+            )
+
+
+def check_enabled(model: nn.Module) -> None:
+    """Raise ComposeError if adapters are disabled: one attached now would work in some layers only."""
+    for _, layer in adapter_layers(model):
+        if layer.disable_adapters:
+            raise ComposeError("The model's adapters are disabled.", "Call model.enable_adapters() first.")

@@ -1,0 +1,143 @@
+"""What a pack consists of, and how that becomes files and is read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hf_edit.edits import Edit, EditSet
+from hf_edit.errors import InvalidEditError, PackError
+from hf_edit.methods.base import EditSource
+from hf_edit.packs import layout as layouts
+from hf_edit.packs import strict_json
+from hf_edit.packs.card import model_card
+from hf_edit.packs.manifest import LAYOUTS, Manifest, sha256
+from hf_edit.packs.reading import (
+    MAX_HEADER_BYTES,
+    MAX_JSON_BYTES,
+    MAX_TENSOR_BYTES,
+    PackFolder,
+    read_tensors,
+    write_tensors,
+)
+from hf_edit.packs.values import read_source, source_tensors
+from hf_edit.packs.verify import check_contents
+from hf_edit.solvers.low_rank import LowRankDelta
+from hf_edit.validation import parse_json
+
+
+CONFIG, ADAPTER, MANIFEST, EDITS = "adapter_config.json", "adapter_model.safetensors", "edit_pack.json", "edits.jsonl"
+VALUES, EVALUATION, CARD = "values.safetensors", "evaluation.json", "README.md"
+FILES = (CONFIG, ADAPTER, MANIFEST, EDITS, VALUES, EVALUATION, CARD)
+_ANEW = "The pack is damaged: get it anew from where it was published."
+
+
+@dataclass(frozen=True, eq=False)
+class PackContents:
+    """The data of a pack; `EditPack` says what each field is."""
+
+    deltas: Mapping[str, LowRankDelta]
+    edits: EditSet
+    manifest: Manifest
+    source: EditSource | None = None
+    evaluation: Mapping[str, Any] | None = None
+    base_path: str | None = None
+
+    @property
+    def base(self) -> str | None:
+        """Where the base is to be had: its id on the Hub, or the folder that it came from."""
+        return self.manifest.base.id or self.base_path
+
+    def check(self) -> None:
+        """Raise a PackError if anything is undeclared, missing, of a wrong shape or not finite."""
+        check_contents(self.manifest, self.deltas, self.edits, self.source)
+
+
+def is_pack_file(name: str) -> bool:
+    """Whether a file of this name belongs to a pack; `.sig` are detached signatures."""
+    return name in FILES or name.endswith(".sig")
+
+
+def to_files(pack: PackContents, layout: str, values: bool) -> dict[str, bytes]:
+    """File name -> content; the same pack gives the same bytes.
+
+    Raises:
+        PackError: the layout is unknown or the pack is not sound.
+    """
+    if layout not in LAYOUTS:
+        raise PackError(f"There is no layout {layout!r}.", f"Use one of {', '.join(LAYOUTS)}.")
+    pack.check()
+    manifest = replace(pack.manifest, layout=layout)
+    files = {
+        CONFIG: strict_json.dumps(layouts.adapter_config(manifest, pack.base)),
+        ADAPTER: write_tensors(layouts.adapter_tensors(manifest, pack.deltas)),
+        EDITS: pack.edits.dumps().encode(),
+    }
+    if values and pack.source is not None:
+        files[VALUES] = write_tensors(source_tensors(pack.source))
+    if pack.evaluation is not None:
+        files[EVALUATION] = strict_json.dumps(dict(pack.evaluation))
+    # the card is not among the digests: its owner may edit it
+    return {**files, MANIFEST: manifest.with_files(files).to_bytes(), CARD: model_card(manifest, pack.edits)}
+
+
+def from_folder(folder: PackFolder) -> PackContents:
+    """Read and check everything that the manifest lists.
+
+    Raises:
+        PackError: a file is missing, altered, or holds what the manifest does not declare.
+    """
+    manifest = Manifest.from_bytes(folder.read(MANIFEST))
+    files = _read_listed(folder, manifest)
+    base = _check_config(strict_json.loads(files[CONFIG], CONFIG), manifest)
+    edits = _read_edits(files[EDITS])
+    pack = PackContents(
+        deltas=layouts.read_deltas(manifest, read_tensors(files[ADAPTER], ADAPTER)),
+        edits=edits,
+        manifest=manifest,
+        source=read_source(read_tensors(files[VALUES], VALUES), len(edits)) if VALUES in files else None,
+        evaluation=strict_json.loads(files[EVALUATION], EVALUATION) if EVALUATION in files else None,
+        base_path=None if manifest.base.id else base,
+    )
+    pack.check()
+    return pack
+
+
+def _read_listed(folder: PackFolder, manifest: Manifest) -> dict[str, bytes]:
+    for name in (CONFIG, ADAPTER, EDITS):
+        if name not in manifest.files:
+            raise PackError(f"{MANIFEST} does not list {name}.", _ANEW)
+    payload = sum(4 * rows * columns for rows, columns in layouts.adapter_shapes(manifest).values())
+    limits = {ADAPTER: payload + MAX_HEADER_BYTES, VALUES: MAX_TENSOR_BYTES}
+    files = {}
+    for name, digest in manifest.files.items():
+        if name not in FILES:
+            raise PackError(f"{MANIFEST} lists {name}, which belongs to no pack.", _ANEW)
+        files[name] = folder.read(name, limits.get(name, MAX_JSON_BYTES))
+        if sha256(files[name]) != digest:
+            raise PackError(f"{name} was altered: its digest is not the one in {MANIFEST}.", _ANEW)
+    return files
+
+
+def _check_config(config: dict[str, Any], manifest: Manifest) -> str | None:
+    """Check that the configuration is the one that the manifest implies; returns the base that it names."""
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, (str, type(None))):
+        raise PackError(f"{CONFIG}: base_model_name_or_path is {base!r}, not a text.", _ANEW)
+    expected = layouts.adapter_config(manifest, manifest.base.id or base)
+    for key in sorted(config.keys() | expected.keys()):
+        if config.get(key) != expected.get(key):
+            raise PackError(
+                f"{CONFIG}: {key} is {config.get(key)!r}, but {MANIFEST} implies {expected.get(key)!r}.", _ANEW
+            )
+    return base
+
+
+def _read_edits(data: bytes) -> EditSet:
+    try:
+        return EditSet(Edit.from_json(parse_json(line)) for line in data.decode().split("\n") if line)
+    except InvalidEditError as error:
+        raise PackError(f"{EDITS}: {error.message}", _ANEW) from error
+    except UnicodeDecodeError as error:
+        raise PackError(f"{EDITS} is not UTF-8: {error}.", _ANEW) from error

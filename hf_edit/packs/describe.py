@@ -1,0 +1,61 @@
+"""What a manifest records of a live base model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from peft import PeftModel
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hf_edit.errors import UnsupportedModelError
+from hf_edit.models.fingerprint import base_modules, dtype_name, model_fingerprint, tensor_digests
+from hf_edit.packs.manifest import Base, BaseTensor, Module
+
+
+def describe_base(
+    model: PreTrainedModel | PeftModel, ranks: Mapping[str, int]
+) -> tuple[Base, str | None, dict[str, Module]]:
+    """The records of a base and of the modules changed in it, and the folder it came from if not from the Hub.
+
+    Args:
+        ranks: full module name -> rank of its change.
+
+    Raises:
+        UnsupportedModelError: the model has no such module, or its weights are quantised or not in memory.
+    """
+    modules: dict[str, Any] = dict(base_modules(model))
+    missing = sorted(set(ranks) - set(modules))
+    if missing:
+        raise UnsupportedModelError(f"The model has no module {missing[0]}.", "Use full names, without wrappers.")
+    weights = {f"{name}.weight": modules[name].weight for name in ranks}
+    config = model.config
+    origin = config._name_or_path or None
+    id = origin if origin is not None and _is_repository_id(origin) else None
+    base = Base(
+        id=id,
+        revision=getattr(config, "_commit_hash", None),
+        model_type=config.model_type,
+        dtype=dtype_name(model.dtype),
+        fingerprint=model_fingerprint(model),
+        tensors={
+            name: BaseTensor(tuple(weight.shape), dtype_name(weight.dtype), tensor_digests(weight))
+            for name, weight in weights.items()
+        },
+    )
+    records = {
+        name: Module(rank, "conv1d" if isinstance(modules[name], Conv1D) else "linear") for name, rank in ranks.items()
+    }
+    return base, None if id else origin, records
+
+
+def _is_repository_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not os.path.exists(name)

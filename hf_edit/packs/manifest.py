@@ -1,0 +1,172 @@
+"""The manifest, edit_pack.json: what a pack is, which base it belongs to, and digests of everything else in it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from hf_edit.errors import PackError
+from hf_edit.models.fingerprint import DIGEST_DTYPES
+from hf_edit.packs import strict_json
+
+
+FORMAT_VERSION = 1
+LAYOUTS = ("portable", "compact", "bf16")
+ORIENTATIONS = ("linear", "conv1d")
+"""How the base stores the weight: `linear` (d_out, d_in), `conv1d` (d_in, d_out)."""
+
+_NAME = "edit_pack.json"
+_REMEDY = "The file is damaged or was not written by hf_edit: get the pack anew from where it was published."
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MODULE = re.compile(r"\w+(\.\w+)*", re.ASCII)
+_REPOSITORY = re.compile(r"\w[\w.-]*(/[\w.-]+)?", re.ASCII)
+_PLAIN = re.compile(r"\w[\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Method:
+    """The editing method and its full configuration, as JSON."""
+
+    name: str
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """The prompt format that the edits were taught in."""
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class BaseTensor:
+    """A weight of the base that the pack changes, as stored there, with its digest per dtype."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model. `id` and `revision` are None where it did not come from the Hub."""
+
+    id: str | None
+    revision: str | None
+    model_type: str
+    dtype: str
+    fingerprint: str
+    tensors: Mapping[str, BaseTensor]
+
+
+@dataclass(frozen=True)
+class Module:
+    """A changed linear: the rank of its delta before padding and how the base stores its weight."""
+
+    rank: int
+    orientation: str
+
+
+@dataclass(frozen=True)
+class Edits:
+    """How many edits edits.jsonl lists and the digest of its bytes."""
+
+    count: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What edit_pack.json says. Holds no times and no paths, so that the same inputs give the same bytes."""
+
+    hf_edit_version: str
+    method: Method
+    versions: Mapping[str, str]
+    seed: int | None
+    prompt_format: Prompting
+    base: Base
+    modules: Mapping[str, Module]
+    edits: Edits
+    receipt: Mapping[str, Any]
+    parents: tuple[Any, ...] = ()
+    layout: str = "portable"
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def shape(self, module: str) -> tuple[int, int]:
+        """(d_out, d_in) of a declared module."""
+        first, second = self.base.tensors[f"{module}.weight"].shape
+        return (first, second) if self.modules[module].orientation == "linear" else (second, first)
+
+    def with_files(self, files: Mapping[str, bytes]) -> Manifest:
+        """The same manifest for files of this content."""
+        return replace(self, files={name: sha256(data) for name, data in files.items()})
+
+    def to_bytes(self) -> bytes:
+        """The content of edit_pack.json, closed by a digest of itself."""
+        body = {"format_version": FORMAT_VERSION, **asdict(self)}
+        return strict_json.dumps({**body, "digest": sha256(strict_json.dumps(body))})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Read and validate.
+
+        Raises:
+            PackError: a newer format, a field missing, of the wrong type or out of range, or altered content.
+        """
+        body = strict_json.loads(data, _NAME)
+        version, digest = body.get("format_version"), body.pop("digest", None)
+        if type(version) is not int or version < 1:
+            raise PackError(f"{_NAME}: format_version is {version!r}, not a positive integer.", _REMEDY)
+        if version > FORMAT_VERSION:
+            raise PackError(
+                f"The pack has format version {version}; this hf_edit reads up to version {FORMAT_VERSION}.",
+                "It was written by a newer hf_edit; upgrade: pip install -U hf-edit",
+            )
+        manifest = strict_json.parse(cls, body, _NAME)
+        _validate(manifest)
+        if digest != sha256(strict_json.dumps(body)):
+            raise PackError(f"{_NAME} was altered: its content has not the digest {digest!r}.", _REMEDY)
+        return manifest
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal digest."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _validate(manifest: Manifest) -> None:
+    """What types alone cannot say."""
+    _require(manifest.layout in LAYOUTS, f"layout is {manifest.layout!r}, not one of {', '.join(LAYOUTS)}")
+    base = manifest.base
+    _require(base.id is None or _REPOSITORY.fullmatch(base.id) is not None, f"base: id is {base.id!r}")
+    for name in (manifest.method.name, manifest.prompt_format.name, base.model_type, base.dtype):
+        _require(_PLAIN.fullmatch(name) is not None, f"{name!r} is not a plain name")
+    _require("peft" in manifest.versions, "versions lacks peft")
+    _require(bool(manifest.modules), "modules is empty")
+    _require(manifest.edits.count >= 1, f"edits: count is {manifest.edits.count}, below 1")
+    expected = {f"{module}.weight" for module in manifest.modules}
+    different = sorted(expected ^ set(base.tensors))
+    _require(not different, f"modules and base: tensors disagree on {different[:3]}")
+    for name, tensor in base.tensors.items():
+        _require(len(tensor.shape) == 2 and min(tensor.shape) >= 1, f"{name} has the shape {list(tensor.shape)}")
+        _require(set(tensor.sha256) == set(DIGEST_DTYPES), f"{name} has digests for {sorted(tensor.sha256)}")
+    for name, module in manifest.modules.items():
+        _require(_MODULE.fullmatch(name) is not None, f"{name!r} is not the name of a module")
+        _require(module.orientation in ORIENTATIONS, f"{name}: orientation is {module.orientation!r}")
+        limit = min(manifest.shape(name))
+        _require(1 <= module.rank <= limit, f"{name}: rank is {module.rank}, outside 1..{limit}")
+    for name in manifest.files:
+        _require(_PLAIN.fullmatch(name) is not None, f"files: {name!r} is not a plain file name")
+    digests = [manifest.edits.sha256, *manifest.files.values()]
+    digests += [digest for tensor in base.tensors.values() for digest in tensor.sha256.values()]
+    wrong = [digest for digest in digests if not _SHA256.fullmatch(digest)]
+    _require(not wrong, f"{wrong[:1]} is not a sha256 digest")
+
+
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise PackError(f"{_NAME}: {problem}.", _REMEDY)

@@ -1,0 +1,113 @@
+"""Reading files that anybody may have written: plain files only, of bounded size, and nothing that can run code."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from hf_edit.errors import PackError
+
+
+MAX_JSON_BYTES = 256 << 20
+MAX_TENSOR_BYTES = 16 << 30
+MAX_HEADER_BYTES = 32 << 20
+PICKLES = (".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
+"""Endings of files that run code when they are opened, and that other libraries take for weights."""
+
+_ANEW = "The file is damaged: get the pack anew from where it was published."
+
+
+class PackFolder:
+    """The files of a pack folder.
+
+    Args:
+        path: the folder.
+        within: a Hub cache stores files as links into a folder of its own; links are allowed to lead there, and
+            nowhere without it.
+
+    Raises:
+        PackError: no such folder, or one that holds pickled weights.
+    """
+
+    def __init__(self, path: Path, within: Path | None = None) -> None:
+        self.path = path
+        self._within = within
+        if not path.is_dir():
+            raise PackError(f"{path} is not a folder.", "Give the folder of a pack, or its id on the Hub.")
+        pickles = sorted(name for name in os.listdir(path) if name.lower().endswith(PICKLES))
+        if pickles:
+            raise PackError(
+                f"{path} holds {pickles[0]}, a kind of file that can run code when it is opened.",
+                "A pack has weights in safetensors files only: delete the file if you trust the rest, else the pack.",
+            )
+
+    def read(self, name: str, limit: int = MAX_JSON_BYTES) -> bytes:
+        """The content of a plain file of at most `limit` bytes.
+
+        Raises:
+            PackError: missing, a link out of the pack, not a plain file, or too large.
+        """
+        path = self._resolved(name)
+        try:
+            return _read_plain(path, name, limit)
+        except FileNotFoundError as error:
+            raise PackError(
+                f"{self.path} has no {name}.", "Give the folder of a complete pack, or get the pack anew."
+            ) from error
+        except OSError as error:
+            raise PackError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+
+    def _resolved(self, name: str) -> Path:
+        path = self.path / name
+        if not path.is_symlink():
+            return path
+        target = Path(os.path.realpath(path))
+        if self._within is None or not target.is_relative_to(os.path.realpath(self._within)):
+            raise PackError(
+                f"{name} is a symbolic link to {os.readlink(path)}.",
+                "Put the file itself there, or name a pack of the Hub by its id.",
+            )
+        return target
+
+
+def _read_plain(path: Path, name: str, limit: int) -> bytes:
+    # not blocking: opening a pipe must not wait for a writer
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, os.O_RDONLY | flags)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise PackError(f"{name} is not a plain file.", "Remove it and get the pack anew.")
+        if status.st_size > limit:
+            raise PackError(f"{name} has {status.st_size} bytes, more than {limit}.", _ANEW)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
+
+
+def read_tensors(data: bytes, name: str) -> dict[str, Tensor]:
+    """The tensors in `data`, the content of the safetensors file `name`.
+
+    Raises:
+        PackError: truncated, too long, or a header that does not fit.
+    """
+    header = int.from_bytes(data[:8], "little")
+    if header > MAX_HEADER_BYTES:
+        raise PackError(f"{name} announces a header of {header} bytes, more than {MAX_HEADER_BYTES}.", _ANEW)
+    if len(data) < 8 + header:
+        raise PackError(f"{name} is truncated: {len(data)} bytes of at least {8 + header}.", _ANEW)
+    try:
+        return safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:  # KeyError: a dtype that torch has not
+        raise PackError(f"{name} is not a sound safetensors file: {error}.", _ANEW) from error
+
+
+def write_tensors(tensors: dict[str, Tensor]) -> bytes:
+    """The content of a safetensors file; the order of the tensors does not matter."""
+    return safetensors.torch.save(tensors, metadata={"format": "pt"})

@@ -1,0 +1,98 @@
+"""Does a pack hold what it declares, and do pack and model belong together? Nothing here changes either."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from hf_edit.edits import EditSet
+from hf_edit.errors import BaseMismatchError, PackError
+from hf_edit.methods.base import EditSource
+from hf_edit.models.finder import linear_shape
+from hf_edit.models.fingerprint import base_modules, matches
+from hf_edit.packs.manifest import Manifest, sha256
+from hf_edit.packs.values import check_source
+from hf_edit.solvers.low_rank import LowRankDelta
+
+
+_REBUILD = "Compute the pack anew, or get it anew from where it was published."
+
+
+def check_contents(
+    manifest: Manifest, deltas: Mapping[str, LowRankDelta], edits: EditSet, source: EditSource | None
+) -> None:
+    """Check deltas, edits and source against the manifest.
+
+    Raises:
+        PackError: something undeclared, missing, of another shape or not finite.
+    """
+    different = sorted(set(deltas) ^ set(manifest.modules))
+    if different:
+        raise PackError(f"Deltas and manifest disagree on the modules {', '.join(different[:3])}.", _REBUILD)
+    for name, delta in deltas.items():
+        declared = (*manifest.shape(name), manifest.modules[name].rank)
+        if (*delta.shape, delta.rank) != declared:
+            raise PackError(
+                f"The delta of {name} has shape and rank {(*delta.shape, delta.rank)}, declared {declared}.", _REBUILD
+            )
+        if not (torch.isfinite(delta.B).all() and torch.isfinite(delta.A).all()):
+            raise PackError(f"The delta of {name} holds NaN or infinity.", _REBUILD)
+    if len(edits) != manifest.edits.count or sha256(edits.dumps().encode()) != manifest.edits.sha256:
+        raise PackError(
+            f"The {len(edits)} edits listed are not the {manifest.edits.count} that the manifest declares.", _REBUILD
+        )
+    if source is not None:
+        check_source(source, {name: delta.shape for name, delta in deltas.items()}, len(edits))
+
+
+def check_fits(manifest: Manifest, model: nn.Module) -> None:
+    """Check that the model has every module of the pack, as a linear map of the right shape.
+
+    Raises:
+        BaseMismatchError: it has not.
+    """
+    modules = dict(base_modules(model))
+    for name, declared in manifest.modules.items():
+        if name not in modules:
+            raise BaseMismatchError(f"The model has no module {name}.", _load_base(manifest))
+        module = modules[name]
+        if not isinstance(module, (nn.Linear, Conv1D)):
+            raise BaseMismatchError(f"{name} is a {type(module).__name__}, not a linear map.", _load_base(manifest))
+        orientation = "conv1d" if isinstance(module, Conv1D) else "linear"
+        if (linear_shape(module), orientation) != (manifest.shape(name), declared.orientation):
+            raise BaseMismatchError(
+                f"{name} is a {orientation} of shape {linear_shape(module)} (outputs, inputs); the pack changes a "
+                f"{declared.orientation} of shape {manifest.shape(name)}.",
+                _load_base(manifest),
+            )
+        if module.weight.is_meta:
+            raise BaseMismatchError(f"{name} is offloaded: its weight is not in memory.", "Load the model fully.")
+
+
+def check_base(manifest: Manifest, model: nn.Module) -> None:
+    """Check by digest that every weight which the pack changes is the one that it was computed on.
+
+    Raises:
+        BaseMismatchError: one is not.
+        UnsupportedModelError: the model is quantised, so its weights cannot be compared.
+    """
+    modules = dict(base_modules(model))
+    for name in manifest.modules:
+        recorded, weight = manifest.base.tensors[f"{name}.weight"], modules[name].weight
+        if not matches(asdict(recorded), weight):  # type: ignore[arg-type]
+            raise BaseMismatchError(
+                f"{name}.weight (now {weight.dtype}) has the right shape but other values than the base that the pack "
+                f"was computed on ({recorded.dtype}).",
+                _load_base(manifest),
+            )
+
+
+def _load_base(manifest: Manifest) -> str:
+    base = manifest.base
+    named = f"{base.id}" if base.id else f"the {base.model_type} model"
+    at = f" at revision {base.revision}" if base.revision else ""
+    return f"Load {named}{at} in {base.dtype}, without adapters merged into it: the pack was computed on that."
