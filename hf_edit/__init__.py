@@ -1,0 +1,55 @@
+"""Knowledge edits of causal language models, packaged as plain PEFT adapters.
+
+The names below are loaded on first use, so that `import hf_edit` costs nothing and needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from hf_edit._version import __version__
+
+
+if TYPE_CHECKING:
+    from hf_edit.api import edit
+    from hf_edit.compose.attach import attach, detach
+    from hf_edit.edits import Edit, EditSet
+    from hf_edit.errors import HfEditError
+    from hf_edit.methods.anyedit.config import AnyEditConfig
+    from hf_edit.packs.pack import EditPack
+
+_HOMES = {
+    "AnyEditConfig": "hf_edit.methods.anyedit.config",
+    "Edit": "hf_edit.edits",
+    "EditPack": "hf_edit.packs.pack",
+    "EditSet": "hf_edit.edits",
+    "HfEditError": "hf_edit.errors",
+    "attach": "hf_edit.compose.attach",
+    "detach": "hf_edit.compose.attach",
+    "edit": "hf_edit.api",
+}
+
+__all__ = [
+    "AnyEditConfig",
+    "Edit",
+    "EditPack",
+    "EditSet",
+    "HfEditError",
+    "__version__",
+    "attach",
+    "detach",
+    "edit",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hf_edit' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,178 @@
+"""`hf-edit apply`: edits in, pack out, with the answers before and after."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hf_edit.cli.inputs import READERS, read_edits, read_settings
+from hf_edit.cli.methods import method_entry
+from hf_edit.cli.options import Device, Dtype, Json, Model, Revision
+from hf_edit.cli.output import folder_size, last_text, print_facts, print_json, print_table, readable_size, shortened
+from hf_edit.cli.progress import Bars
+from hf_edit.errors import PackError
+
+
+if TYPE_CHECKING:
+    from hf_edit.edits import EditSet
+    from hf_edit.packs.pack import EditPack
+
+SPARE_TOKENS = 32
+"""How much longer than the longest target an answer may grow before it is cut off."""
+
+
+def apply(
+    model: Model,
+    edits: Annotated[Path, typer.Option(help="File of edits.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Directory of the pack; a pack already there is replaced.")],
+    method: Annotated[str, typer.Option(help="Editing method; `hf-edit methods` lists them.")] = "anyedit",
+    edits_format: Annotated[str, typer.Option(help=f"Layout of the file: {', '.join(READERS)}.")] = "jsonl",
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N edits.")] = None,
+    backend: Annotated[str | None, typer.Option(help="How the method turns targets into weights.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings of the method, .json or .toml.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="Prompt format: chat, plain or qa. [default: chat if the model has a template]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    answers: Annotated[bool, typer.Option(help="Ask the model every edit's prompt before and after.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Compute edits of a model and save them as a pack.
+
+    A run that was killed goes on where it stopped when the same command is given again.
+    """
+    _check_target(out)
+    edit_set = read_edits(edits, edits_format, limit)
+    given = {"backend": backend, "format": format, "seed": seed}
+    result = compute_pack(
+        model,
+        edit_set,
+        out,
+        method=method,
+        settings=read_settings(config, set_ or (), given),
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        with_answers=answers,
+    )
+    if as_json:
+        print_json(result.to_json())
+    else:
+        result.print()
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A saved pack and what the model answers without and with it, in the order of the edits; None if not asked."""
+
+    pack: EditPack
+    path: Path
+    seconds: float
+    before: list[str] | None
+    after: list[str] | None
+
+    @property
+    def rank(self) -> int:
+        return max((delta.rank for delta in self.pack.deltas.values()), default=0)
+
+    def to_json(self) -> dict[str, Any]:
+        edits: list[dict[str, Any]] = [{"id": e.id, "target": e.target} for e in self.pack.edits]
+        if self.before is not None and self.after is not None:
+            for record, before, after in zip(edits, self.before, self.after, strict=True):
+                record |= {"before": before, "after": after, "exact": _is_exact(after, record["target"])}
+        return {
+            "pack": str(self.path),
+            "rank": self.rank,
+            "modules": sorted(self.pack.deltas),
+            "bytes": folder_size(self.path),
+            "seconds": round(self.seconds, 2),
+            "edits": edits,
+        }
+
+    def print(self) -> None:
+        if self.before is not None and self.after is not None:
+            rows = [
+                (
+                    shortened(last_text(edit.prompt)),
+                    shortened(before),
+                    shortened(after),
+                    "yes" if _is_exact(after, edit.target) else "no",
+                )
+                for edit, before, after in zip(self.pack.edits, self.before, self.after, strict=True)
+            ]
+            print_table("Answers", ("prompt", "before", "after", "exact"), rows, lines=True)
+        print_facts(
+            (
+                ("pack", self.path),
+                ("edits", len(self.pack.edits)),
+                ("rank", f"{self.rank} in {len(self.pack.deltas)} module(s)"),
+                ("size", readable_size(folder_size(self.path))),
+                ("computed in", f"{self.seconds:.1f} s"),
+            )
+        )
+
+
+def _check_target(out: Path) -> None:
+    """Find out before minutes of computing, not after, that the pack cannot be saved there."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "edit_pack.json").is_file()):
+        raise PackError(f"{out} is there already and is no pack.", "Choose another place, or move it away.")
+
+
+def _is_exact(answer: str, target: str) -> bool:
+    return answer.strip() == target.strip()
+
+
+def compute_pack(
+    base: str,
+    edits: EditSet,
+    out: Path,
+    *,
+    method: str = "anyedit",
+    settings: dict[str, Any] | None = None,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    with_answers: bool = True,
+) -> Applied:
+    """Load the base, compute the pack, save it at `out` and ask the model before and after.
+
+    What a killed run has finished lies in `.<name of out>.resume` beside `out` until the pack is saved.
+    """
+    from hf_edit.api import edit
+    from hf_edit.compose.attach import attach
+    from hf_edit.evaluation.answers import greedy_answers
+    from hf_edit.models.loading import load_model
+    from hf_edit.prompting import PromptFormat
+
+    config: Any = method_entry(method).config_class.from_mapping(settings or {})
+    model, tokenizer = load_model(base, dtype=dtype, device=device, revision=revision)
+    prompts = PromptFormat.of(config.format, tokenizer)
+    longest = max(len(prompts.encode(e.prompt, e.target).answer_ids) for e in edits)
+
+    def ask() -> list[str] | None:
+        if not with_answers:
+            return None
+        return greedy_answers(model, prompts, [e.prompt for e in edits], max_new_tokens=longest + SPARE_TOKENS)
+
+    resume = out.parent / f".{out.name}.resume"
+    started = time.perf_counter()
+    with Bars() as progress:
+        pack = edit(model, tokenizer, edits, config, progress=progress, resume_dir=resume)
+    seconds = time.perf_counter() - started
+    pack.save_pretrained(out)
+    shutil.rmtree(resume, ignore_errors=True)
+    before = ask()
+    if with_answers:
+        attach(model, pack)
+    return Applied(pack, out, seconds, before, ask())

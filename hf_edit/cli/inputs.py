@@ -1,0 +1,90 @@
+"""What verbs read: files of edits, and settings from a file and the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_edit.edits import EditSet
+from hf_edit.errors import ConfigError
+
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+READERS: dict[str, Callable[[Path, int | None], EditSet]] = {
+    "jsonl": lambda path, limit: EditSet.from_jsonl(path)[:limit],
+    "unke": lambda path, limit: EditSet.from_unke(path, limit=limit),
+    "editeverything": lambda path, limit: EditSet.from_editeverything(path, limit=limit),
+    "zsre": lambda path, limit: EditSet.from_zsre(path, limit=limit),
+    "counterfact": lambda path, limit: EditSet.from_counterfact(path, limit=limit),
+    "mquake": lambda path, limit: EditSet.from_mquake(path, limit=limit),
+}
+"""Layout of a file of edits -> how it is read."""
+
+
+def read_edits(path: Path, layout: str, limit: int | None) -> EditSet:
+    """The edits of a file, at most `limit`.
+
+    Raises:
+        ConfigError: the layout is unknown.
+        InvalidEditError: the file cannot be read as edits.
+    """
+    if layout not in READERS:
+        raise ConfigError(f"The layout of edits {layout!r} is unknown.", f"Use one of {', '.join(READERS)}.")
+    return READERS[layout](path, limit)
+
+
+def read_settings(file: Path | None, assignments: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a method: those of the file, then each `key=value`, then the options that were given.
+
+    Keys may be dotted to reach nested settings; values are read as JSON, and as text where they are none.
+
+    Raises:
+        ConfigError: the file cannot be read, or an assignment has no `=`.
+    """
+    settings = {} if file is None else _read_file(file)
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"The setting {assignment!r} is no assignment.", "Write --set key=value.")
+        _assign(settings, key.strip(), _value(value.strip()))
+    return settings | {key: value for key, value in given.items() if value is not None}
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    if path.suffix not in (".json", ".toml"):
+        raise ConfigError(f"The config file {path} has the ending {path.suffix!r}.", "Use a .json or .toml file.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        settings = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except FileNotFoundError as error:
+        raise ConfigError(f"There is no config file {path}.", "Give the path of an existing file.") from error
+    except ValueError as error:  # of JSON, TOML and UTF-8 alike
+        raise ConfigError(f"The config file {path} cannot be read: {error}.", "Correct the file.") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            f"The config file {path} holds a {type(settings).__name__}.", 'Write an object: {"setting": value}.'
+        )
+    return settings
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _assign(settings: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        settings = settings.setdefault(parent, {})
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{parent!r} in {key!r} has no settings inside.", "Give it a value of its own.")
+    settings[last] = value
