@@ -19,9 +19,12 @@ from hf_edit.prompting import PromptFormat
 MAX_QUESTION_TOKENS = 32
 MAX_ATTEMPTS = 4
 OPENINGS = (
-    "What is", "Who", "How many", "Where is", "When did", "Which", "Why", "How do", "What is the name of", "Who wrote",
-    "What are", "Is", "In which year", "What does", "Name", "How does", "Which country", "What was", "Who is", "Tell me",
-)  # fmt: skip
+    *("What is", "Who", "How many", "Where is", "When did", "Which", "Why", "How do", "What is the name of"),
+    *("Who wrote", "What are", "Is", "In which year", "What does", "Name", "How does", "Which country"),
+    *("What was", "Who is", "Tell me"),
+)
+PROCEDURE = 1
+"""Raised when anything here changes what is written, so that old statistics are not taken for new ones."""
 
 
 def invent_text(

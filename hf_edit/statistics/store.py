@@ -27,6 +27,7 @@ from hf_edit.progress import Progress
 from hf_edit.prompting import PromptFormat
 from hf_edit.statistics.collect import collect
 from hf_edit.statistics.config import StatisticsConfig
+from hf_edit.statistics.invented import PROCEDURE
 from hf_edit.statistics.moments import SecondMoments
 
 
@@ -143,7 +144,9 @@ def _base_folder(model: EditableModel) -> Path:
 
 def recipe_folder(model: EditableModel, prompts: PromptFormat, config: StatisticsConfig, seed: int) -> Path:
     """Where the statistics of this base under these settings lie, if they were collected."""
-    recipe = json.dumps([config.to_json(), seed, _text_digest(config.text), prompts.fingerprint()], sort_keys=True)
+    model_type = model.model.config.model_type  # equal weights in another architecture give other keys
+    parts = [PROCEDURE, model_type, config.to_json(), seed, _text_digest(config.text), prompts.fingerprint()]
+    recipe = json.dumps(parts, sort_keys=True)
     return _base_folder(model) / hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
 
