@@ -39,8 +39,11 @@ class AnyEditConfig(Settings):
     preservation: float = setting(
         10.0, "lambda: weight of the second moment in the solve. [15000, of another scale]", above=0
     )
-    prompt_weight: float = setting(
-        1.0, "Share of the moment of chat prompts' last tokens, if any, that is added to plain text's. [0]", at_least=0
+    prompt_weight: float | None = setting(
+        None,
+        "Share of the moment of chat prompts' last tokens that is added to plain text's; none: 0.01 for one edit, so "
+        "that other wordings still reach it, and 1 for several, which would otherwise disturb each other. [0]",
+        at_least=0,
     )
     answer_weight: float = setting(0.3, "The same for chat answers' tokens. [0]", at_least=0)
     own_weight: float = setting(0.1, "Weight of the edits' own other tokens, K_p. [1]", at_least=0)
@@ -59,6 +62,9 @@ class AnyEditConfig(Settings):
         if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
             raise ConfigError(f"layers = {list(self.layers)} are not ascending.", "Give each layer once, in order.")
 
-    def moment_weights(self) -> dict[str, float]:
-        """Weight of each part of the statistics in the second moment C."""
-        return {"text": 1.0, "prompt": self.prompt_weight, "answer": self.answer_weight}
+    def moment_weights(self, n_edits: int) -> dict[str, float]:
+        """Weight of each part of the statistics in the second moment C, for a pack of `n_edits`."""
+        prompt_weight = self.prompt_weight
+        if prompt_weight is None:
+            prompt_weight = 0.01 if n_edits == 1 else 1.0
+        return {"text": 1.0, "prompt": prompt_weight, "answer": self.answer_weight}

@@ -71,7 +71,7 @@ class AnyEdit:
         encoded = [prompts.encode(edit.prompt, edit.target) for edit in edits]
         second_moments = moments(linears)
         # formats without turns, and models that invent no question, have plain text only
-        weights = {part: w for part, w in config.moment_weights().items() if part in second_moments.tokens}
+        weights = {part: w for part, w in config.moment_weights(len(edits)).items() if part in second_moments.tokens}
 
         progress.stage("targets", sum(len(windows(len(e.answer_ids), config.window, config.overlap)) for e in encoded))
         targets = [self._targets(model, linears[-1], e, checkpoints, progress) for e in encoded]
