@@ -35,6 +35,11 @@ class AnyEditConfig(Settings):
     first_clamp: float = setting(
         0.5, "The clamp of the first half of the evaluations; from there it grows to clamp. [4]", above=0
     )
+    overshoot: bool | None = setting(
+        None,
+        "Whether an answer's first chunk has the full clamp from the start, which carries over to other wordings; "
+        "none: for one edit, not for several.",
+    )
     weight_decay: float = setting(1e-3, "Weight of |delta| / |h|^2 in the loss. [0.001]", at_least=0)
     preservation: float = setting(
         10.0, "lambda: weight of the second moment in the solve. [15000, of another scale]", above=0
@@ -61,6 +66,11 @@ class AnyEditConfig(Settings):
             raise ConfigError(f"first_clamp = {self.first_clamp:g} is above clamp = {self.clamp:g}.", "Lower it.")
         if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
             raise ConfigError(f"layers = {list(self.layers)} are not ascending.", "Give each layer once, in order.")
+
+    def first_clamp_of(self, chunk: int, n_edits: int) -> float:
+        """The clamp with which this chunk of an answer begins, in a pack of `n_edits`."""
+        overshoot = n_edits == 1 if self.overshoot is None else self.overshoot
+        return self.clamp if overshoot and chunk == 0 else self.first_clamp
 
     def moment_weights(self, n_edits: int) -> dict[str, float]:
         """Weight of each part of the statistics in the second moment C, for a pack of `n_edits`."""

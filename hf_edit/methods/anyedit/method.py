@@ -74,7 +74,7 @@ class AnyEdit:
         weights = {part: w for part, w in config.moment_weights(len(edits)).items() if part in second_moments.tokens}
 
         progress.stage("targets", sum(len(windows(len(e.answer_ids), config.window, config.overlap)) for e in encoded))
-        targets = [self._targets(model, linears[-1], e, checkpoints, progress) for e in encoded]
+        targets = [self._targets(model, linears[-1], e, len(edits), checkpoints, progress) for e in encoded]
         deltas, source = spread_update(
             model,
             linears,
@@ -96,18 +96,19 @@ class AnyEdit:
         model: EditableModel,
         linear: EditableLinear,
         encoded: Encoded,
+        n_edits: int,
         checkpoints: Checkpoints,
         progress: Progress,
     ) -> Targets:
         """Stage 1 for one edit, taken from the checkpoints if a killed run left it there."""
         config = self.config
         chunks = windows(len(encoded.answer_ids), config.window, config.overlap)
-        key = _digest(linear.name, encoded.ids, encoded.answer_start, config.to_json())
+        key = _digest(linear.name, encoded.ids, encoded.answer_start, n_edits, config.to_json())
         kept = checkpoints.load(key)
         if kept is not None:
             progress.step(len(chunks))
             return Targets(**kept)
-        targets = optimise_targets(model, linear, encoded, chunks, config, progress)
+        targets = optimise_targets(model, linear, encoded, chunks, config, n_edits, progress)
         checkpoints.save(key, vars(targets))
         return targets
 

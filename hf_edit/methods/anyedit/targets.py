@@ -44,6 +44,7 @@ def optimise_targets(
     encoded: Encoded,
     chunks: Sequence[Chunk],
     config: AnyEditConfig,
+    n_edits: int,
     progress: Progress,
 ) -> Targets:
     """Optimise the chunks in order, each with the changes of those before it in place.
@@ -73,6 +74,7 @@ def optimise_targets(
             labels=ids[0, position + 1 : end + 1],
             entering=entering[:, position:end],
             reference_norm=float(reference[0, position].float().norm()),
+            first_clamp=config.first_clamp_of(index, n_edits),
         )
         target = _optimise_chunk(model, linear, window, prefix, config)
         check_finite(torch.tensor(target.loss), f"The loss of chunk {index + 1} of {len(chunks)}")
@@ -102,6 +104,7 @@ class ChunkWindow:
     labels: Tensor  # (n,)
     entering: Tensor  # (1, n, d) residual stream before the edited block
     reference_norm: float  # |h0| at the key position
+    first_clamp: float  # longest change to begin with, in units of |h0|
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +142,7 @@ def _optimise_chunk(
         (delta.grad,) = torch.autograd.grad(penalised, [delta])
         optimiser.step()
         radius = window.reference_norm * clamp_at(
-            evaluation / config.max_evaluations, config.first_clamp, config.clamp
+            evaluation / config.max_evaluations, window.first_clamp, config.clamp
         )
         with torch.no_grad():
             delta.mul_(radius / delta.norm().clamp_min(radius))

@@ -71,6 +71,7 @@ def reference_targets(
     encoded: Encoded,
     config: AnyEditConfig,
     behind_norm: bool,
+    n_edits: int,
 ) -> dict[int, Tensor]:
     """Key position -> change of the linear's output there."""
     ids = torch.tensor([encoded.ids])
@@ -97,7 +98,8 @@ def reference_targets(
             adam.step()
             with torch.no_grad():
                 grown = max(0.0, 2 * (evaluation + 1) / config.max_evaluations - 1)
-                longest = (config.first_clamp + grown * (config.clamp - config.first_clamp)) * h0.norm()
+                first = config.clamp if s == 0 and n_edits == 1 else config.first_clamp
+                longest = (first + grown * (config.clamp - first)) * h0.norm()
                 if delta.norm() > longest:
                     delta.mul_(longest / delta.norm())
         changes[position] = best

@@ -68,7 +68,7 @@ def check(
     blocks = [plain.get_submodule(f"{view.family.blocks}.{layer}") for layer in config.layers]
     encoded = [prompts.encode(e.prompt, e.target) for e in edits]
     behind_norm = family.startswith("gemma")
-    changes = [reference_targets(plain, blocks[-1], linears[-1], e, config, behind_norm) for e in encoded]
+    changes = [reference_targets(plain, blocks[-1], linears[-1], e, config, behind_norm, len(edits)) for e in encoded]
     Cs = [statistics.combined(view.linears[layer].name, config.moment_weights(len(edits))) for layer in config.layers]
     updates = reference_updates(plain, blocks, linears, encoded, changes, Cs, config, behind_norm)
 
