@@ -16,6 +16,7 @@ from hf_edit.cli.options import Device, Dtype, Json, Model, Revision
 from hf_edit.cli.output import folder_size, last_text, print_facts, print_json, print_table, readable_size, shortened
 from hf_edit.cli.progress import Bars
 from hf_edit.errors import PackError
+from hf_edit.evaluation.scores import exact
 
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Applied:
         edits: list[dict[str, Any]] = [{"id": e.id, "target": e.target} for e in self.pack.edits]
         if self.before is not None and self.after is not None:
             for record, before, after in zip(edits, self.before, self.after, strict=True):
-                record |= {"before": before, "after": after, "exact": _is_exact(after, record["target"])}
+                record |= {"before": before, "after": after, "exact": exact(after, record["target"])}
         return {
             "pack": str(self.path),
             "rank": self.rank,
@@ -107,7 +108,7 @@ class Applied:
                     shortened(last_text(edit.prompt)),
                     shortened(before),
                     shortened(after),
-                    "yes" if _is_exact(after, edit.target) else "no",
+                    "yes" if exact(after, edit.target) else "no",
                 )
                 for edit, before, after in zip(self.pack.edits, self.before, self.after, strict=True)
             ]
@@ -127,10 +128,6 @@ def _check_target(out: Path) -> None:
     """Find out before minutes of computing, not after, that the pack cannot be saved there."""
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "edit_pack.json").is_file()):
         raise PackError(f"{out} is there already and is no pack.", "Choose another place, or move it away.")
-
-
-def _is_exact(answer: str, target: str) -> bool:
-    return answer.strip() == target.strip()
 
 
 def compute_pack(
