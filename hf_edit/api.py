@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,13 +18,12 @@ from hf_edit.methods.anyedit.config import AnyEditConfig
 from hf_edit.methods.base import Checkpoints
 from hf_edit.methods.checkpoints import FolderCheckpoints, NoCheckpoints
 from hf_edit.models.borrow import borrowed
-from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.models.editable import EditableModel
 from hf_edit.models.fingerprint import running_fingerprint
 from hf_edit.packs.pack import EditPack
 from hf_edit.progress import Progress, Silent
 from hf_edit.prompting import PromptFormat
-from hf_edit.statistics.moments import SecondMoments
-from hf_edit.statistics.store import obtain
+from hf_edit.statistics.preserved import Preserved
 
 
 def edit(
@@ -71,15 +70,13 @@ def edit(
     if view.max_length is not None:
         prompts.check(edit_set, view.max_length)
 
-    def moments(linears: Sequence[EditableLinear]) -> SecondMoments:
-        return obtain(view, prompts, linears, settings.statistics, settings.seed, listener)
-
+    preserve = Preserved(view, prompts, settings.statistics, settings.seed, listener)
     checkpoints: Checkpoints = NoCheckpoints()
     if resume_dir is not None:
         context = f"{__version__} {torch.__version__} {running_fingerprint(view.model)} {prompts.fingerprint()}"
         checkpoints = FolderCheckpoints(resume_dir, context)
     with borrowed(view.model):
-        result = method.compute(view, prompts, edit_set, moments, checkpoints, listener)
+        result = method.compute(view, prompts, edit_set, preserve, checkpoints, listener)
         return EditPack.build(
             model,
             deltas=result.deltas,

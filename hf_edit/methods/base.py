@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_edit.edits import EditSet
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress
-from hf_edit.prompting import PromptFormat
+from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.solvers.low_rank import LowRankDelta
 from hf_edit.statistics.moments import SecondMoments
 
@@ -51,10 +51,18 @@ class EditResult:
     receipt: Mapping[str, Any]
 
 
-class MomentsSource(Protocol):
-    """Gives the second moments of the inputs of these linears, from a cache or by collecting them."""
+class Preservation(Protocol):
+    """What an update must leave alone."""
 
-    def __call__(self, linears: Sequence[EditableLinear]) -> SecondMoments: ...
+    @property
+    def earlier(self) -> Sequence[Encoded]:
+        """Texts of edits taught before, which are to stay as they are."""
+
+    def moments(self, linears: Sequence[EditableLinear]) -> SecondMoments:
+        """Second moments of the inputs of these linears, from a cache or by collecting them."""
+
+    def conversations(self) -> Sequence[Encoded]:
+        """Questions with the base's own answers, not necessarily to their end; none where the format has no turns."""
 
 
 class Checkpoints(Protocol):
@@ -81,7 +89,7 @@ class EditMethod(Protocol):
         model: EditableModel,
         prompts: PromptFormat,
         edits: EditSet,
-        moments: MomentsSource,
+        preserve: Preservation,
         checkpoints: Checkpoints,
         progress: Progress,
     ) -> EditResult:

@@ -15,7 +15,7 @@ from hf_edit.methods.anyedit.chunks import windows
 from hf_edit.methods.anyedit.config import AnyEditConfig
 from hf_edit.methods.anyedit.targets import Targets, optimise_targets
 from hf_edit.methods.anyedit.update import spread_update
-from hf_edit.methods.base import Checkpoints, EditResult, MomentsSource
+from hf_edit.methods.base import Checkpoints, EditResult, Preservation
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded, PromptFormat
@@ -61,7 +61,7 @@ class AnyEdit:
         model: EditableModel,
         prompts: PromptFormat,
         edits: EditSet,
-        moments: MomentsSource,
+        preserve: Preservation,
         checkpoints: Checkpoints,
         progress: Progress,
     ) -> EditResult:
@@ -69,7 +69,7 @@ class AnyEdit:
         config = self.config
         linears = self.linears(model)
         encoded = [prompts.encode(edit.prompt, edit.target) for edit in edits]
-        second_moments = moments(linears)
+        second_moments = preserve.moments(linears)
         # formats without turns, and models that invent no question, have plain text only
         weights = {part: w for part, w in config.moment_weights(len(edits)).items() if part in second_moments.tokens}
 

@@ -19,6 +19,7 @@ from hf_edit.progress import Silent
 from hf_edit.prompting import PromptFormat
 from hf_edit.statistics.moments import SecondMoments
 from tests.methods.anyedit.reference import reference_targets, reference_updates
+from tests.methods.preserving import Fixed
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 
@@ -61,7 +62,7 @@ def check(
     prompts = PromptFormat.of(format, tiny_tokenizer())
     statistics = random_moments(view, config.layers)
     with borrowed(model):
-        result = AnyEdit(config).compute(view, prompts, edits, lambda _: statistics, NoCheckpoints(), Silent())
+        result = AnyEdit(config).compute(view, prompts, edits, Fixed(statistics), NoCheckpoints(), Silent())
 
     plain = copy.deepcopy(model)
     linears = [plain.get_submodule(view.linears[layer].name) for layer in config.layers]
