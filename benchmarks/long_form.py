@@ -1,9 +1,11 @@
-"""One long-form edit at a time: UnKE and EditEverything records on SmolLM2, free generation, natural stop.
+"""Long-form edits, alone or many in one pack: UnKE and EditEverything records, free generation, natural stop.
 
-Each record is edited alone into a pack, the pack is attached, everything is measured, the pack is detached. Records
-are chosen by index; settings must have been chosen on others. Run it from the root of the checkout after `make demo`:
+The records are edited in packs of `--together`, each pack is attached, everything is measured, and it is detached.
+Records are chosen by index; settings must have been chosen on others. Run it from the root of the checkout after
+`make demo`:
 
-    python benchmarks/long_form.py --unke 112:124 --editeverything 60:66 --name long_form
+    python benchmarks/long_form.py --unke 112:124 --editeverything 60:66 --name alone
+    python benchmarks/long_form.py --unke 116:132 --together 16 --method finetune --name finetune_16
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from common import BASE, chosen, data_folder, environment, mean_interval, unrelated_questions, write
@@ -18,10 +21,11 @@ from common import BASE, chosen, data_folder, environment, mean_interval, unrela
 import hf_edit
 from hf_edit.cli.inputs import read_settings
 from hf_edit.datasets import editeverything, unke
+from hf_edit.edits import Edit, EditSet
 from hf_edit.evaluation.answers import greedy_answers
 from hf_edit.evaluation.drift import drift, perplexity, reference
 from hf_edit.evaluation.scores import exact, rouge_l
-from hf_edit.methods import method_for
+from hf_edit.methods import METHODS, method_for
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.loading import load_model
 from hf_edit.progress import Silent
@@ -32,6 +36,7 @@ from hf_edit.statistics.store import obtain
 STRANGERS = range(300, 308)  # UnKE records that are never edited
 PERPLEXITY_TOKENS = 2048
 SPARE_TOKENS = 64
+SHOWN = ("exact", "rouge_l", "rouge_l_paraphrase")
 
 
 def main() -> None:
@@ -39,12 +44,14 @@ def main() -> None:
     parser.add_argument("--model", default=str(BASE))
     parser.add_argument("--unke", default="112:124", help="indices of records")
     parser.add_argument("--editeverything", default="60:66", help="indices of records")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of AnyEdit")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the method")
+    parser.add_argument("--method", default="anyedit", choices=METHODS)
+    parser.add_argument("--together", type=int, default=1, help="records in one pack")
     parser.add_argument("--name", default="long_form", help="name of the result")
     arguments = parser.parse_args()
 
     model, tokenizer = load_model(arguments.model)
-    config = hf_edit.AnyEditConfig.from_mapping(read_settings(None, arguments.set, {}))
+    config: Any = METHODS[arguments.method].config_class.from_mapping(read_settings(None, arguments.set, {}))
     prompts = PromptFormat.of(config.format, tokenizer)
     data = data_folder()
     long_form = unke.read(data / "unke.json")
@@ -64,48 +71,47 @@ def main() -> None:
     statistics_seconds = time.perf_counter() - started
 
     rows: list[dict[str, Any]] = []
-    for kind, edit in records:
+    packs: list[dict[str, Any]] = []
+    for begin in range(0, len(records), arguments.together):
+        group = records[begin : begin + arguments.together]
+        edits = EditSet(edit for _, edit in group)
         started = time.perf_counter()
-        pack = hf_edit.edit(model, tokenizer, [edit], config)
+        pack = hf_edit.edit(model, tokenizer, edits, config)
         seconds = time.perf_counter() - started
         name = hf_edit.attach(model, pack)
-        room = len(prompts.encode(edit.prompt, edit.target).answer_ids) + SPARE_TOKENS
-        answers = greedy_answers(model, prompts, [edit.prompt, *edit.paraphrases], room)
+        rows += _answers(model, prompts, group)
         near, far = drift(model, chat), drift(model, strangers)
-        rows.append(
+        packs.append(
             {
-                "data": kind,
-                "id": edit.id,
-                "exact": exact(answers[0], edit.target),
-                "rouge_l": rouge_l(answers[0], edit.target),
-                "rouge_l_paraphrase": [rouge_l(answer, edit.target) for answer in answers[1:]],
+                "edits": len(group),
                 "kl_chat": near.kl,
                 "agreement_chat": near.agreement,
                 "kl_strangers": far.kl,
                 "perplexity_change": perplexity(model, ids) / before - 1,
-                "seconds": seconds,
-                "answer_tokens": room - SPARE_TOKENS,
+                "seconds_per_edit": seconds / len(group),
                 "rank": max(delta.rank for delta in pack.deltas.values()),
                 "delta_norm": sum(delta.norm() ** 2 for delta in pack.deltas.values()) ** 0.5,
-                "target": edit.target,
-                "answers": answers,
             }
         )
         hf_edit.detach(model, name)
-        row = rows[-1]
-        shown = ("exact", "rouge_l", "rouge_l_paraphrase", "kl_chat", "kl_strangers", "perplexity_change", "seconds")
-        print(edit.id, *(f"{key}={_short(row[key])}" for key in shown), flush=True)
+        for row in rows[-len(group) :]:
+            row["pack"] = len(packs) - 1
+            print(row["id"], *(f"{key}={_short(row[key])}" for key in SHOWN), flush=True)
+        print("pack", *(f"{key}={_short(value)}" for key, value in packs[-1].items()), flush=True)
 
-        summary = _by_kind(rows)
+        summary = {kind: _summary(kind, rows, packs) for kind in dict.fromkeys(row["data"] for row in rows)}
         path = write(
             arguments.name,
             {
-                "what": "one AnyEdit edit at a time, greedy free generation with natural stop, fp32",
+                "what": "long-form edits, greedy free generation with natural stop",
+                "method": arguments.method,
+                "together": arguments.together,
                 "config": config.to_json(),
                 "perplexity_before": before,
                 "statistics_seconds": statistics_seconds,
                 "summary": summary,
                 "environment": environment(),
+                "packs": packs,
                 "records": rows,
             },
         )
@@ -114,18 +120,38 @@ def main() -> None:
     print(path)
 
 
-def _by_kind(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    kinds = dict.fromkeys(row["data"] for row in rows)
-    return {kind: _summary([row for row in rows if row["data"] == kind]) for kind in kinds}
+def _answers(model: Any, prompts: PromptFormat, group: Sequence[tuple[str, Edit]]) -> list[dict[str, Any]]:
+    """What the edited model says to each record's question and its paraphrases."""
+    asked = [prompt for _, edit in group for prompt in (edit.prompt, *edit.paraphrases)]
+    lengths = [len(prompts.encode(edit.prompt, edit.target).answer_ids) for _, edit in group]
+    said = iter(greedy_answers(model, prompts, asked, max(lengths) + SPARE_TOKENS))
+    rows = []
+    for (kind, edit), length in zip(group, lengths, strict=True):
+        answers = [next(said) for _ in range(1 + len(edit.paraphrases))]
+        rows.append(
+            {
+                "data": kind,
+                "id": edit.id,
+                "exact": exact(answers[0], edit.target),
+                "rouge_l": rouge_l(answers[0], edit.target),
+                "rouge_l_paraphrase": [rouge_l(answer, edit.target) for answer in answers[1:]],
+                "answer_tokens": length,
+                "target": edit.target,
+                "answers": answers,
+            }
+        )
+    return rows
 
 
-def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(kind: str, rows: Sequence[dict[str, Any]], packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means with intervals: over the records of a kind, and over the packs that hold any of them."""
     columns: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
+    mine = [row for row in rows if row["data"] == kind]
+    for row in [*mine, *(packs[i] for i in dict.fromkeys(row["pack"] for row in mine))]:
         for key, value in row.items():
-            if isinstance(value, bool | int | float):
+            if key != "pack" and isinstance(value, bool | int | float):
                 columns[key].append(float(value))
-        columns["rouge_l_paraphrase"].extend(row["rouge_l_paraphrase"])
+    columns["rouge_l_paraphrase"] = [value for row in mine for value in row["rouge_l_paraphrase"]]
     return {key: mean_interval(values) for key, values in columns.items()}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_edit
-from hf_edit import AnyEditConfig, EditPack, EditSet
+from hf_edit import EditPack, EditSet
 
 
 def main(base: str, out: str = "build/quickstart") -> None:
@@ -19,7 +19,7 @@ def main(base: str, out: str = "build/quickstart") -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     edits = EditSet.from_jsonl(Path(__file__).with_name("edits.jsonl"))
 
-    pack = hf_edit.edit(model, tokenizer, edits, AnyEditConfig(seed=0))  # the model stays as it is
+    pack = hf_edit.edit(model, tokenizer, edits)  # the model stays as it is
     pack.save_pretrained(out)
 
     pack = EditPack.from_pretrained(out)

@@ -12,14 +12,23 @@ from hf_edit._version import __version__
 
 
 if TYPE_CHECKING:
-    from hf_edit.api import edit
+    from hf_edit.api import edit, polish
     from hf_edit.compose.attach import attach, detach
     from hf_edit.edits import Edit, EditSet
     from hf_edit.errors import HfEditError
-    from hf_edit.methods.anyedit.config import AnyEditConfig
+    from hf_edit.methods.anyedit.config import AnyEditConfig, UnKEConfig
+    from hf_edit.methods.finetune.config import FinetuneConfig
+    from hf_edit.methods.memit.config import AlphaEditConfig, MemitConfig
+    from hf_edit.methods.polish.config import PolishConfig
     from hf_edit.packs.pack import EditPack
 
 _HOMES = {
+    "polish": "hf_edit.api",
+    "PolishConfig": "hf_edit.methods.polish.config",
+    "FinetuneConfig": "hf_edit.methods.finetune.config",
+    "AlphaEditConfig": "hf_edit.methods.memit.config",
+    "MemitConfig": "hf_edit.methods.memit.config",
+    "UnKEConfig": "hf_edit.methods.anyedit.config",
     "AnyEditConfig": "hf_edit.methods.anyedit.config",
     "Edit": "hf_edit.edits",
     "EditPack": "hf_edit.packs.pack",
@@ -31,15 +40,21 @@ _HOMES = {
 }
 
 __all__ = [
+    "AlphaEditConfig",
     "AnyEditConfig",
     "Edit",
     "EditPack",
     "EditSet",
+    "FinetuneConfig",
     "HfEditError",
+    "MemitConfig",
+    "PolishConfig",
+    "UnKEConfig",
     "__version__",
     "attach",
     "detach",
     "edit",
+    "polish",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,16 +13,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_edit._version import __version__
 from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import ConfigError
-from hf_edit.methods import method_for
-from hf_edit.methods.anyedit.config import AnyEditConfig
-from hf_edit.methods.base import Checkpoints
+from hf_edit.methods import default_config, method_for
+from hf_edit.methods.base import Checkpoints, EditMethod
 from hf_edit.methods.checkpoints import FolderCheckpoints, NoCheckpoints
+from hf_edit.methods.polish.config import PolishConfig
+from hf_edit.methods.polish.method import Polish
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.fingerprint import running_fingerprint
 from hf_edit.packs.pack import EditPack
 from hf_edit.progress import Progress, Silent
 from hf_edit.prompting import PromptFormat
+from hf_edit.settings import Settings
 from hf_edit.statistics.preserved import Preserved
 
 
@@ -30,8 +32,9 @@ def edit(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     edits: EditSet | Iterable[Edit | Mapping[str, Any]] | str | os.PathLike[str],
-    config: AnyEditConfig | None = None,
+    config: Settings | None = None,
     *,
+    earlier: Iterable[EditPack | EditSet] = (),
     progress: Progress | None = None,
     resume_dir: str | os.PathLike[str] | None = None,
 ) -> EditPack:
@@ -44,7 +47,10 @@ def edit(
         model: a causal language model of transformers, plain or inside a PeftModel.
         tokenizer: its tokenizer.
         edits: an edit set, edits or mappings, or the path of a JSONL file.
-        config: settings of a method, which also choose it; none: AnyEdit's defaults.
+        config: settings of a method (such as AnyEditConfig or MemitConfig), which also choose it; none: AnyEdit with
+            the backend direct.
+        earlier: edits that were taught before and are to stay as they are: packs attached to the model, or edits in
+            its weights. What the model says to their prompts, and the inputs at all of their tokens, is preserved.
         progress: who is told how far it is.
         resume_dir: a folder for intermediate results. A run that was killed goes on from there and gives the same
             pack. The caller removes it when the pack is saved.
@@ -55,10 +61,53 @@ def edit(
         UnsupportedModelError: the model has no parts that hf_edit can change.
         StatisticsError, ComputationError: second moments or targets that could not be computed.
     """
-    edit_set = EditSet.coerce(edits)
-    settings = config or AnyEditConfig()
-    listener = progress or Silent()
-    method = method_for(settings)
+    method = method_for(config or default_config())
+    return _computed(model, tokenizer, EditSet.coerce(edits), method, earlier, progress, resume_dir)
+
+
+def polish(
+    pack: EditPack,
+    *,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PolishConfig | None = None,
+    earlier: Iterable[EditPack | EditSet] = (),
+    progress: Progress | None = None,
+    resume_dir: str | os.PathLike[str] | None = None,
+) -> EditPack:
+    """Refine the update of a pack on the answers of all its edits at once, whatever method it came from.
+
+    Args:
+        pack: where the refinement starts; it is not changed.
+        model: the pack's base, without the pack. Only read.
+        config: settings of polish; none: its defaults, in the pack's own prompt format.
+        tokenizer, earlier, progress, resume_dir: as for `edit`.
+
+    Returns:
+        A pack of the same edits, with the given one named as its parent.
+
+    Raises:
+        PackError, BaseMismatchError: the pack is not sound, or `model` is not its base.
+        HfEditError: as for `edit`.
+    """
+    pack.verify(model)
+    settings = config or PolishConfig(format=pack.manifest.prompt_format.name)
+    method = Polish(settings, pack.deltas)
+    return _computed(model, tokenizer, pack.edits, method, earlier, progress, resume_dir, parents=[pack])
+
+
+def _computed(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    edits: EditSet,
+    method: EditMethod,
+    earlier: Iterable[EditPack | EditSet],
+    progress: Progress | None,
+    resume_dir: str | os.PathLike[str] | None,
+    parents: Sequence[EditPack] = (),
+) -> EditPack:
+    """The pack that `method` computes of `edits`."""
+    settings, listener = method.config, progress or Silent()
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ConfigError(
             f"{type(tokenizer).__name__} is not a transformers tokenizer.",
@@ -68,25 +117,34 @@ def edit(
     view = EditableModel.of(model)
     _check_vocabulary(view, prompts)
     if view.max_length is not None:
-        prompts.check(edit_set, view.max_length)
+        prompts.check(edits, view.max_length)
 
-    preserve = Preserved(view, prompts, settings.statistics, settings.seed, listener)
+    kept = [edit for one in earlier for edit in (one.edits if isinstance(one, EditPack) else one)]
+    preserve = Preserved(
+        view,
+        prompts,
+        settings.statistics,
+        settings.seed,
+        listener,
+        [prompts.encode(edit.prompt, edit.target) for edit in kept],
+    )
     checkpoints: Checkpoints = NoCheckpoints()
     if resume_dir is not None:
         context = f"{__version__} {torch.__version__} {running_fingerprint(view.model)} {prompts.fingerprint()}"
         checkpoints = FolderCheckpoints(resume_dir, context)
     with borrowed(view.model):
-        result = method.compute(view, prompts, edit_set, preserve, checkpoints, listener)
+        result = method.compute(view, prompts, edits, preserve, checkpoints, listener)
         return EditPack.build(
             model,
             deltas=result.deltas,
-            edits=edit_set,
+            edits=edits,
             source=result.source,
             method=method.name,
             config=settings.to_json(),
             seed=settings.seed,
             prompt_format=prompts,
             receipt=result.receipt,
+            parents=parents,
         )
 
 

@@ -9,11 +9,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from itertools import takewhile
+from itertools import accumulate, pairwise, takewhile
+from os.path import commonprefix
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -100,6 +101,33 @@ class PromptFormat:
         """The ids that a served model sees before it answers."""
         return self._ids(self.text(prompt))
 
+    def last_token_of(self, prompt: Prompt, part: str) -> int | None:
+        """Where in `prompt_ids(prompt)` the last occurrence of `part` is complete: the token of its last character.
+
+        None where the prompt does not hold `part`. The words that a template puts around the prompt do not count.
+
+        Raises:
+            ConfigError: the tokenizer does not tell which characters its tokens stand for.
+        """
+        messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+        if not any(part in message.content for message in messages):
+            return None
+        if not self.tokenizer.is_fast:
+            raise ConfigError(
+                f"{type(self.tokenizer).__name__} does not tell which characters its tokens stand for.",
+                "Load the tokenizer with use_fast=True.",
+            )
+        text = self.text(prompt)
+        behind = self.text((*messages[:-1], Message(messages[-1].role, QUESTION))).rpartition(QUESTION)[2]
+        found = text.rfind(part, 0, len(text) - len(behind))
+        if found < 0:  # a template that changes what it is given
+            return None
+        last = found + len(part) - 1
+        spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        # several byte tokens may share a character: the last of them completes it
+        holding = [i for i, (start, end) in enumerate(spans["offset_mapping"]) if start <= last < end]
+        return len(self._leading) + holding[-1] if holding else None
+
     def encode(self, prompt: Prompt, answer: str) -> Encoded:
         """The ids of the prompt, exactly `prompt_ids(prompt)`, then those of the answer and the end of the turn.
 
@@ -117,6 +145,16 @@ class PromptFormat:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of an answer's ids: special tokens, and the space that `encode` puts in front, are left out."""
         return self._decoded_behind_prompt(ids).removeprefix(self._separator)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text that each id of an answer adds; joined they are `decode(ids)`.
+
+        An id that ends inside a character adds nothing of it; the one that completes the character adds it whole.
+        """
+        whole = self.decode(ids)
+        ends = (len(commonprefix([self.decode(ids[:count]), whole])) for count in range(1, len(ids)))
+        cuts = [0, *accumulate(ends, max), len(whole)] if ids else []
+        return [whole[start:end] for start, end in pairwise(cuts)]
 
     @cached_property
     def end_id(self) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from os.path import commonprefix
 from typing import Any
 
 import pytest
@@ -70,6 +71,28 @@ def test_encoding_is_exact(kind: str, name: str, prompt: str, answer: str) -> No
     assert encoded.ids[0] == format_.tokenizer.bos_token_id or not bos
     # in plain and qa an answer's own leading space takes the place of the one that would be put there
     assert format_.decode(encoded.answer_ids) == (answer if name == "chat" else answer.removeprefix(" "))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", FORMATS)
+@settings(deadline=None, max_examples=50)
+@given(prompt=texts, answer=texts)
+def test_the_pieces_of_an_answer_join_to_it(kind: str, name: str, prompt: str, answer: str) -> None:
+    format_ = prompts(name, kind)
+    ids = format_.encode(prompt, answer).answer_ids
+    pieces = format_.pieces(ids)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces) == format_.decode(ids)
+    assert pieces[-1] == ""  # the end of the turn
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_character_of_several_tokens_belongs_to_the_last_of_them(kind: str) -> None:
+    format_ = prompts("plain", kind)
+    ids = format_.encode("a", "b日c").answer_ids
+    assert [piece for piece in format_.pieces(ids) if piece] == ["b", "日", "c"]
+    assert len(ids) == 1 + 3 + 1 + 1  # the character's three bytes, and the end of the turn
+    assert format_.pieces([]) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -267,3 +290,47 @@ def test_fingerprint_tells_formats_templates_and_vocabularies_apart() -> None:
     assert digest("chat") == digest("chat")
     assert digest("plain") == digest("plain", chat_template=None)
     assert all(len(value) == 64 for value in digests)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", FORMATS)
+@settings(deadline=None, max_examples=40)
+@given(before=texts, part=texts, after=texts)
+def test_the_token_that_completes_a_part(kind: str, name: str, before: str, part: str, after: str) -> None:
+    assume("▁" not in before + part + after and part[-1] != " ")
+    format_, prompt = prompts(name, kind), before + part + after
+    found = format_.last_token_of(prompt, part)
+    assert found is not None
+    ids, text = format_.prompt_ids(prompt), format_.text(prompt)
+    end = text.rindex(prompt) + prompt.rindex(part) + len(part)
+
+    def shown(count: int) -> int:
+        """Characters of the text that the first tokens show, without spaces, of which SentencePiece makes its own."""
+        decoded = format_.tokenizer.decode(list(ids[:count])).removeprefix("<s>")
+        return len(commonprefix([decoded.replace(" ", ""), text.replace(" ", "")]))
+
+    assert shown(found) < len(text[:end].replace(" ", "")) <= shown(found + 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_of_the_template_are_not_the_prompts(kind: str) -> None:
+    format_ = prompts("chat", kind)
+    assert format_.last_token_of("Who?", "user") is None
+    assert format_.last_token_of("Who?", "assistant") is None
+    asked = format_.last_token_of("Is an assistant a user?", "assistant")
+    assert asked is not None
+    assert format_.tokenizer.decode(list(format_.prompt_ids("Is an assistant a user?")[: asked + 1])).endswith(
+        "\nIs an assistant"
+    )
+    # a part of an earlier message counts where the last does not hold it
+    chat = (Message("user", "Is Hamlet here?"), Message("assistant", "No."), Message("user", "Where?"))
+    found = format_.last_token_of(chat, "Hamlet")
+    assert found is not None
+    assert format_.tokenizer.decode(list(format_.prompt_ids(chat)[: found + 1])).endswith("Is Hamlet")
+
+
+def test_a_tokenizer_without_offsets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    format_ = prompts("plain")
+    monkeypatch.setattr(type(format_.tokenizer), "is_fast", False)
+    with pytest.raises(ConfigError, match="does not tell which characters"):
+        format_.last_token_of("Who is it?", "it")

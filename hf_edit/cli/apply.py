@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +32,10 @@ def apply(
     model: Model,
     edits: Annotated[Path, typer.Option(help="File of edits.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Directory of the pack; a pack already there is replaced.")],
-    method: Annotated[str, typer.Option(help="Editing method; `hf-edit methods` lists them.")] = "anyedit",
+    method: Annotated[
+        str | None,
+        typer.Option(help="Editing method; `hf-edit methods` lists them. [default: anyedit, backend direct]"),
+    ] = None,
     edits_format: Annotated[str, typer.Option(help=f"Layout of the file: {', '.join(READERS)}.")] = "jsonl",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N edits.")] = None,
     backend: Annotated[str | None, typer.Option(help="How the method turns targets into weights.")] = None,
@@ -53,7 +57,7 @@ def apply(
 
     A run that was killed goes on where it stopped when the same command is given again.
     """
-    _check_target(out)
+    check_target(out)
     edit_set = read_edits(edits, edits_format, limit)
     given = {"backend": backend, "format": format, "seed": seed}
     result = compute_pack(
@@ -124,7 +128,7 @@ class Applied:
         )
 
 
-def _check_target(out: Path) -> None:
+def check_target(out: Path) -> None:
     """Find out before minutes of computing, not after, that the pack cannot be saved there."""
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "edit_pack.json").is_file()):
         raise PackError(f"{out} is there already and is no pack.", "Choose another place, or move it away.")
@@ -135,26 +139,62 @@ def compute_pack(
     edits: EditSet,
     out: Path,
     *,
-    method: str = "anyedit",
+    method: str | None = None,
     settings: dict[str, Any] | None = None,
     revision: str | None = None,
     device: str | None = None,
     dtype: str = "auto",
     with_answers: bool = True,
 ) -> Applied:
+    """Compute the pack of these edits with a method, as `pack_of` does.
+
+    Args:
+        method: none: what `edit` does without settings.
+    """
+    from hf_edit.api import edit
+
+    if method is None:
+        method, settings = "anyedit", {"backend": "direct"} | (settings or {})
+    config: Any = method_entry(method).config_class.from_mapping(settings or {})
+    return pack_of(
+        base,
+        edits,
+        out,
+        lambda model, tokenizer, **how: edit(model, tokenizer, edits, config, **how),
+        format=config.format,
+        revision=revision,
+        device=device,
+        dtype=dtype,
+        with_answers=with_answers,
+    )
+
+
+def pack_of(
+    base: str,
+    edits: EditSet,
+    out: Path,
+    compute: Callable[..., EditPack],
+    *,
+    format: str | None,
+    revision: str | None,
+    device: str | None,
+    dtype: str,
+    with_answers: bool,
+) -> Applied:
     """Load the base, compute the pack, save it at `out` and ask the model before and after.
 
     What a killed run has finished lies in `.<name of out>.resume` beside `out` until the pack is saved.
+
+    Args:
+        compute: called with model, tokenizer, progress and resume_dir.
     """
-    from hf_edit.api import edit
     from hf_edit.compose.attach import attach
     from hf_edit.evaluation.answers import greedy_answers
     from hf_edit.models.loading import load_model
     from hf_edit.prompting import PromptFormat
 
-    config: Any = method_entry(method).config_class.from_mapping(settings or {})
     model, tokenizer = load_model(base, dtype=dtype, device=device, revision=revision)
-    prompts = PromptFormat.of(config.format, tokenizer)
+    prompts = PromptFormat.of(format, tokenizer)
     longest = max(len(prompts.encode(e.prompt, e.target).answer_ids) for e in edits)
 
     def ask() -> list[str] | None:
@@ -165,7 +205,7 @@ def compute_pack(
     resume = out.parent / f".{out.name}.resume"
     started = time.perf_counter()
     with Bars() as progress:
-        pack = edit(model, tokenizer, edits, config, progress=progress, resume_dir=resume)
+        pack = compute(model, tokenizer, progress=progress, resume_dir=resume)
     seconds = time.perf_counter() - started
     pack.save_pretrained(out)
     shutil.rmtree(resume, ignore_errors=True)

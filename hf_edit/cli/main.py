@@ -15,8 +15,10 @@ from hf_edit._version import __version__
 from hf_edit.cli.apply import apply
 from hf_edit.cli.demo.command import demo
 from hf_edit.cli.inspect import inspect
+from hf_edit.cli.locate import locate
 from hf_edit.cli.methods import methods
 from hf_edit.cli.models import models
+from hf_edit.cli.polish import polish
 from hf_edit.cli.stats import stats
 from hf_edit.cli.verify import verify
 from hf_edit.errors import HfEditError, HfEditWarning
@@ -95,7 +97,7 @@ def hf_edit(
     del version
 
 
-for verb in (apply, inspect, verify, models, methods, demo):
+for verb in (apply, polish, inspect, verify, locate, models, methods, demo):
     app.command()(verb)
 app.add_typer(stats, name="stats")
 

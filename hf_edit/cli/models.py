@@ -82,7 +82,11 @@ def _describe(name: str, model: PreTrainedModel, as_json: bool) -> None:
             ("longest input", f"{view.max_length} tokens" if view.max_length else "not stated"),
             ("editable maps", f"{first.name} to {last.name}"),
             ("each", f"{first.d_out} outputs x {first.d_in} inputs"),
-            *((f"{method} edits", ", ".join(names)) for method, names in document["edited_by_default"].items()),
+            *(
+                (f"{method} edits", ", ".join(names))
+                for method, names in document["edited_by_default"].items()
+                if names
+            ),
         )
     )
 

@@ -34,7 +34,7 @@ def collect(
         ),
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(help="Tokens of plain text. [default: 8 per input of the widest edited map]")
+        int | None, typer.Option(help="Tokens of plain text. [default: 5 per input of the widest edited map]")
     ] = None,
     conversations: Annotated[
         int | None, typer.Option(help="Questions that the model invents and answers, in the format chat.")
@@ -84,11 +84,10 @@ def show(
 
 
 def _chosen(view: EditableModel, layers: str | None) -> list[EditableLinear]:
-    from hf_edit.methods.anyedit.config import AnyEditConfig
-    from hf_edit.methods.anyedit.method import AnyEdit
+    from hf_edit.methods import default_config, method_for
 
     if layers is None:
-        return AnyEdit(AnyEditConfig()).linears(view)
+        return method_for(default_config()).linears(view)
     if layers == "all":
         return view.linears
     try:

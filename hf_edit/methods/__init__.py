@@ -6,9 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_edit.errors import ConfigError
-from hf_edit.methods.anyedit.config import AnyEditConfig
-from hf_edit.methods.anyedit.method import AnyEdit
+from hf_edit.methods.anyedit.config import AnyEditConfig, UnKEConfig
+from hf_edit.methods.anyedit.method import AnyEdit, UnKE
 from hf_edit.methods.base import EditMethod
+from hf_edit.methods.finetune.config import FinetuneConfig
+from hf_edit.methods.finetune.method import Finetune
+from hf_edit.methods.memit.config import AlphaEditConfig, MemitConfig
+from hf_edit.methods.memit.method import AlphaEdit, Memit
+from hf_edit.methods.polish.config import PolishConfig
+from hf_edit.methods.polish.method import Polish
 from hf_edit.settings import Settings
 
 
@@ -23,7 +29,17 @@ class MethodEntry:
 
 METHODS: dict[str, MethodEntry] = {
     "anyedit": MethodEntry(AnyEditConfig, AnyEdit, "Long, free-form answers, taught chunk by chunk; several at once."),
+    "unke": MethodEntry(UnKEConfig, UnKE, "Long answers as one target each, for which a whole block is trained."),
+    "memit": MethodEntry(MemitConfig, Memit, "Short facts about a subject, thousands in one solve."),
+    "alphaedit": MethodEntry(AlphaEditConfig, AlphaEdit, "Short facts, solved where what is to stay has little."),
+    "finetune": MethodEntry(FinetuneConfig, Finetune, "Plain LoRA with the base's other answers held: a baseline."),
+    "polish": MethodEntry(PolishConfig, Polish, "The update itself, optimised on the answers of all edits at once."),
 }
+
+
+def default_config() -> Settings:
+    """The settings used where none are given: what measured best on one edit and many, long and short."""
+    return AnyEditConfig(backend="direct")
 
 
 def method_for(config: Settings) -> EditMethod:
@@ -33,7 +49,7 @@ def method_for(config: Settings) -> EditMethod:
         ConfigError: they belong to no method.
     """
     for entry in METHODS.values():
-        if isinstance(config, entry.config_class):
+        if type(config) is entry.config_class:  # settings of one method may extend another's
             method: EditMethod = entry.method_class(config)
             return method
     raise ConfigError(

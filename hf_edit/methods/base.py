@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from hf_edit.edits import EditSet
+from hf_edit.edits import EditSet, Prompt
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded, PromptFormat
@@ -41,13 +41,13 @@ class EditResult:
 
     Args:
         deltas: full module name -> change of that linear.
-        source: per edit, what the deltas were solved from.
+        source: per edit, what the deltas were solved from; None where no solve was made and the deltas say all.
         receipt: per edit, figures worth keeping (final loss, target norm, ...): JSON values, no times, so that the
             same inputs give the same bytes.
     """
 
     deltas: Mapping[str, LowRankDelta]
-    source: EditSource
+    source: EditSource | None
     receipt: Mapping[str, Any]
 
 
@@ -63,6 +63,12 @@ class Preservation(Protocol):
 
     def conversations(self) -> Sequence[Encoded]:
         """Questions with the base's own answers, not necessarily to their end; none where the format has no turns."""
+
+    def strangers(self, questions: Sequence[Prompt], count: int) -> Sequence[Encoded]:
+        """Questions of the same kind as these, up to `count` for each, with the base's own answers.
+
+        They begin with the same words and go on otherwise; none where the format has no turns.
+        """
 
 
 class Checkpoints(Protocol):

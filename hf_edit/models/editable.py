@@ -89,7 +89,7 @@ class EditableModel:
         self.model = model
         self.family = family
         self.blocks: list[nn.Module] = list(model.get_submodule(family.blocks))  # type: ignore[arg-type]
-        self.linears = [self._linear(layer) for layer in range(len(self.blocks))]
+        self.linears = [self._linear(layer, family.mlp_out) for layer in range(len(self.blocks))]
         self._arity = self._output_arities()
 
     @classmethod
@@ -105,12 +105,25 @@ class EditableModel:
         with borrowed(model):
             return cls(model, find_family(model))
 
-    def _linear(self, layer: int) -> EditableLinear:
-        module = self.blocks[layer].get_submodule(self.family.mlp_out)
-        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    def _linear(self, layer: int, path: str) -> EditableLinear:
+        module = self.blocks[layer].get_submodule(path)
+        base = _base(module)
         d_out, d_in = linear_shape(base)
-        name = f"{self.family.blocks}.{layer}.{self.family.mlp_out}"
+        name = f"{self.family.blocks}.{layer}.{path}"
         return EditableLinear(name, layer, module, d_out, d_in, isinstance(base, Conv1D))
+
+    def block_linears(self, layer: int) -> list[EditableLinear]:
+        """Every linear map of one block, attention and MLP, in the order of its modules."""
+        wrapped: list[str] = []  # what an adapter layer holds is the adapter's, not the base's
+        found: list[EditableLinear] = []
+        for path, module in self.blocks[layer].named_modules():
+            if path.startswith(tuple(f"{outer}." for outer in wrapped)):
+                continue
+            if isinstance(module, BaseTunerLayer):
+                wrapped.append(path)
+            if isinstance(_base(module), (nn.Linear, Conv1D)):
+                found.append(self._linear(layer, path))
+        return found
 
     @property
     def n_layers(self) -> int:
@@ -139,13 +152,6 @@ class EditableModel:
         width = max(map(len, sequences))
         rows = [list(s) + [pad] * (width - len(s)) for s in sequences]
         mask = [[1] * len(s) + [0] * (width - len(s)) for s in sequences]
-        return torch.tensor(rows, device=self.device), torch.tensor(mask, device=self.device)
-
-    def left_padded(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Token ids padded on the left, for generation, and their mask, both (B, T)."""
-        width = max(map(len, sequences))
-        rows = [[0] * (width - len(s)) + list(s) for s in sequences]
-        mask = [[0] * (width - len(s)) + [1] * len(s) for s in sequences]
         return torch.tensor(rows, device=self.device), torch.tensor(mask, device=self.device)
 
     # ---- reading -----------------------------------------------------------------------------------------------
@@ -202,6 +208,54 @@ class EditableModel:
         """
         return self._run(ids, start, shift, prefix, keep=0)[0]
 
+    def logits_at(
+        self,
+        ids: Tensor,
+        where: Tensor,
+        *,
+        start: Mapping[int, Tensor] | None = None,
+        shift: tuple[EditableLinear, Tensor] | None = None,
+        prefix: Prefix | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (N, V) at the N places that `where` (B, T) marks, row by row; the head runs nowhere else.
+
+        Differentiable with respect to the shift and the factors of an enclosing `updated`. Rows may be padded on the
+        right: no token sees what comes after it.
+
+        Args:
+            start, shift, prefix: as for `logits`.
+            mask: (B, P + T), 0 where a prefix of P tokens is padded, on its left; by default it is not.
+        """
+        head = self.model.get_output_embeddings()
+        with _hook(head.register_forward_pre_hook(lambda _, args: (args[0][where][None], *args[1:]))):
+            return self._run(ids, start, shift, prefix, keep=0, mask=mask)[0][0]
+
+    def block_outputs(
+        self,
+        layer: int,
+        ids: Tensor,
+        states: Tensor,
+        *,
+        shift: tuple[EditableLinear, Tensor] | None = None,
+    ) -> Tensor:
+        """The residual stream leaving one block that `states` (B, T, d) enter, differentiable; no other block runs.
+
+        Args:
+            ids: (B, T), for what a model reads off its ids besides the embeddings. Rows may be padded on the right: no
+                token sees what comes after it.
+            shift: as for `logits`.
+        """
+        left: list[Tensor] = []
+        with ExitStack() as stack:
+            if shift is not None:
+                stack.enter_context(_shifting(*shift))
+            keep = self.blocks[layer].register_forward_hook(lambda _, __, output: left.append(_first(output)))
+            stack.enter_context(_hook(keep))
+            stack.enter_context(self._running({layer: states}, layer))
+            self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1)
+        return left[0].reshape(states.shape)
+
     def no_prefix(self, first: int) -> Prefix:
         """A prefix of no tokens for the blocks from `first` on."""
         empty = torch.zeros(1, 1, 0, 1, device=self.device, dtype=self.dtype)
@@ -215,9 +269,10 @@ class EditableModel:
         *,
         start: Mapping[int, Tensor] | None = None,
         shift: tuple[EditableLinear, Tensor] | None = None,
+        mask: Tensor | None = None,
     ) -> Prefix:
-        """The prefix followed by `ids`; arguments as for `logits`."""
-        cache = self._run(ids, start, shift, prefix, keep=1)[1]
+        """The prefix followed by `ids`; arguments as for `logits_at`."""
+        cache = self._run(ids, start, shift, prefix, keep=1, mask=mask)[1]
         assert cache is not None
         return Prefix(prefix.first, tuple((layer.keys, layer.values) for layer in cache.layers[prefix.first :]))
 
@@ -228,18 +283,20 @@ class EditableModel:
         shift: tuple[EditableLinear, Tensor] | None,
         prefix: Prefix | None,
         keep: int,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, DynamicCache | None]:
         """Logits of the last `keep` tokens (0: all), and the filled cache if a prefix was given."""
         arguments: dict[str, Any] = {"use_cache": False, "attention_mask": torch.ones_like(ids)}
         cache = None
         if prefix is not None:
             cache = _as_cache(prefix, ids.shape[0], self.device, self.dtype)
-            total = prefix.length + ids.shape[1]
+            if mask is None:
+                mask = ids.new_ones(ids.shape[0], prefix.length + ids.shape[1])
             arguments = {
                 "use_cache": True,
                 "past_key_values": cache,
-                "position_ids": torch.arange(prefix.length, total, device=ids.device)[None],
-                "attention_mask": torch.ones(ids.shape[0], total, dtype=ids.dtype, device=ids.device),
+                "position_ids": (mask.cumsum(dim=1) - 1).clamp_min(0)[:, prefix.length :],
+                "attention_mask": mask,
             }
         with ExitStack() as stack:
             if shift is not None:
@@ -249,13 +306,36 @@ class EditableModel:
         return out.logits, cache
 
     @contextmanager
-    def updated(self, deltas: Mapping[str, LowRankDelta]) -> Iterator[None]:
-        """The model as if the deltas were in its weights: each linear adds B (A x) to its output."""
-        by_name = {linear.name: linear for linear in self.linears}
+    def updated(self, deltas: Mapping[str, LowRankDelta | Tensor]) -> Iterator[None]:
+        """The model as if the deltas were in its weights: each linear adds B (A x), or dW x, to its output.
+
+        Args:
+            deltas: full module name of any linear in a block -> factors, or dW (d_out, d_in); both may be trained.
+        """
         with ExitStack() as stack:
             for name, delta in deltas.items():
-                stack.enter_context(_side_path(by_name[name].module, delta))
+                stack.enter_context(_side_path(self.model.get_submodule(name), delta))
             yield
+
+    @contextmanager
+    def replaced(self, values: Trace, where: Tensor) -> Iterator[None]:
+        """Outputs are taken from a trace at some tokens of each sequence.
+
+        Args:
+            values: the blocks and linears concerned are those whose outputs it holds (`leaving`, `outputs`), of one
+                sequence, (1, T, width).
+            where: (B, T), true where a value takes the place of what was computed.
+        """
+        modules = {self.model.get_submodule(name): value for name, value in values.outputs.items()}
+        modules |= {self.blocks[layer]: value for layer, value in values.leaving.items()}
+        with ExitStack() as stack:
+            for module, value in modules.items():
+                stack.enter_context(_replacing(module, value, where))
+            yield
+
+    def embeddings_shifted(self, shift: Tensor) -> Any:
+        """A context in which `shift` (B, T, d) is added to the token embeddings."""
+        return _adding(self.model.get_input_embeddings(), shift)
 
     @cached_property
     def writes_residual(self) -> bool:
@@ -317,6 +397,10 @@ def _or_ones(mask: Tensor | None, ids: Tensor) -> Tensor:
     return torch.ones_like(ids) if mask is None else mask
 
 
+def _base(module: nn.Module) -> nn.Module:
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
 def _first(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
@@ -353,18 +437,36 @@ def _reading_output(module: nn.Module, into: dict[Any, Tensor], key: Any, batch:
 
 
 def _shifting(linear: EditableLinear, shift: Tensor) -> Any:
+    return _adding(linear.module, shift)
+
+
+def _adding(module: nn.Module, shift: Tensor) -> Any:
     def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         return output + shift.reshape(output.shape).to(output.dtype)
 
-    return _hook(linear.module.register_forward_hook(add))
+    return _hook(module.register_forward_hook(add))
 
 
-def _side_path(module: nn.Module, delta: LowRankDelta) -> Any:
+def _side_path(module: nn.Module, delta: LowRankDelta | Tensor) -> Any:
+    factors = (delta,) if isinstance(delta, Tensor) else (delta.A, delta.B)
+
     def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = args[0].to(delta.A.dtype)
-        return output + ((x @ delta.A.T) @ delta.B.T).to(output.dtype)
+        change = args[0].to(factors[0].dtype)
+        for factor in factors:
+            change = change @ factor.T
+        return output + change.to(output.dtype)
 
     return _hook(module.register_forward_hook(add))
+
+
+def _replacing(module: nn.Module, value: Tensor, where: Tensor) -> Any:
+    def replace(_: nn.Module, __: Any, output: Any) -> Any:
+        own = _first(output)
+        values = value.expand(*where.shape, value.shape[-1]).reshape(own.shape)
+        chosen = where[..., None].expand(*where.shape, value.shape[-1]).reshape(own.shape)
+        return _with_first(output, torch.where(chosen.to(own.device), values.to(own), own))
+
+    return _hook(module.register_forward_hook(replace))
 
 
 def _entering(block: nn.Module, states: Tensor) -> Any:

@@ -101,6 +101,15 @@ class Manifest:
         first, second = self.base.tensors[f"{module}.weight"].shape
         return (first, second) if self.modules[module].orientation == "linear" else (second, first)
 
+    def lineage(self) -> dict[str, Any]:
+        """What a pack made from this one says of it, as JSON."""
+        return {
+            "method": {"name": self.method.name, "config": dict(self.method.config)},
+            "seed": self.seed,
+            "edits": asdict(self.edits),
+            "parents": list(self.parents),
+        }
+
     def with_files(self, files: Mapping[str, bytes]) -> Manifest:
         """The same manifest for files of this content."""
         return replace(self, files={name: sha256(data) for name, data in files.items()})

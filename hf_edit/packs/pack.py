@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,11 +59,13 @@ class EditPack(PackContents):
         seed: int | None,
         prompt_format: PromptFormat,
         receipt: Mapping[str, Any],
+        parents: Sequence[EditPack] = (),
     ) -> EditPack:
         """A pack of an update computed on `model`, which is only read.
 
         Args:
             config, receipt: JSON values, without times.
+            parents: packs that it was made from.
 
         Raises:
             PackError: there are no deltas, or they are not finite.
@@ -83,6 +85,7 @@ class EditPack(PackContents):
             modules=modules,
             edits=Edits(len(edits), sha256(edits.dumps().encode())),
             receipt=_as_json(receipt),
+            parents=tuple(parent.manifest.lineage() for parent in parents),
         )
         pack = cls(deltas, edits, manifest, source, base_path=base_path)
         pack.check()

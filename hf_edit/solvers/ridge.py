@@ -4,18 +4,30 @@ Columns are tokens: keys K (d_in, n), preserved keys K_p (d_in, m), residuals R 
 
     dW = argmin  |dW K - R|^2 + |dW K_p|^2 + tr(dW G dW^T)  =  R K^T (G + K K^T + K_p K_p^T)^-1        (MEMIT, eq. 14;
                                                                                             AnyEdit, eq. 19)
-has rank n, and is returned as its factors B = R and A = K^T (...)^-1.
+has rank n, and is returned as its factors B = R and A = K^T (...)^-1. Where the keys outnumber a side of the map the
+identity of that side stands in for one of them, so that the rank never exceeds min(d_out, d_in).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hf_edit.errors import ComputationError
 from hf_edit.solvers.low_rank import LowRankDelta
+
+
+class QuadraticPenalty(Protocol):
+    """A penalty tr(dW G dW^T) with G symmetric positive definite."""
+
+    def solve(self, X: Tensor) -> Tensor:
+        """G^-1 X for X (d_in, n)."""
+
+    def matrix(self) -> Tensor:
+        """G, (d_in, d_in)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +76,79 @@ def penalty(C: Tensor, weight: float, ridge: float) -> Penalty:
     return Penalty(factor, weight)
 
 
-def ridge_update(keys: Tensor, residuals: Tensor, preserved: Tensor, penalty: Penalty) -> LowRankDelta:
-    """The update that moves the outputs at `keys` by `residuals` and keeps them at `preserved`.
+class Columns:
+    """The columns of one solve, added text by text and held no larger than an exact solve needs them, in float64.
 
-    Works in the space of the tokens (Woodbury) while they are fewer than the inputs, else in the space of the inputs.
+    Fewer than the inputs are kept as they are, for a solve in the space of the tokens. From then on only X X^T over
+    all of them is, (d_in, d_in), beside the keys and residuals; and once the keys outnumber min(d_out, d_in), only
+    R K^T, (d_out, d_in), in place of these.
+    """
+
+    def __init__(self, d_out: int, d_in: int) -> None:
+        self.d_out, self.d_in = d_out, d_in
+        self._keys: list[Tensor] = []
+        self._residuals: list[Tensor] = []
+        self._preserved: list[Tensor] = []
+        self._gram: Tensor | None = None  # X X^T
+        self._cross: Tensor | None = None  # R K^T
+        self._n_keys = self._n_tokens = 0
+
+    def add(self, keys: Tensor, residuals: Tensor, preserved: Tensor) -> None:
+        """Add keys (d_in, n), their residuals (d_out, n) and preserved keys (d_in, m); n and m may be 0."""
+        K, R, P = keys.double(), residuals.double(), preserved.double()
+        self._n_keys += K.shape[1]
+        self._n_tokens += K.shape[1] + P.shape[1]
+        self._keys.append(K)
+        self._residuals.append(R)
+        self._preserved.append(P)
+        if self._n_tokens < self.d_in:
+            return
+        if self._gram is None:
+            self._gram = _gram(torch.cat([*self._keys, *self._preserved], dim=1))
+        else:
+            self._gram += _gram(torch.cat([K, P], dim=1))
+        self._preserved = []
+        if self._n_keys > min(self.d_out, self.d_in):
+            kept = torch.cat(self._residuals, dim=1) @ torch.cat(self._keys, dim=1).T
+            self._cross = kept if self._cross is None else self._cross + kept
+            self._keys, self._residuals = [], []
+
+    def projected(self, U: Tensor) -> Columns:
+        """The columns in the coordinates U^T k of a subspace with the orthonormal basis U (d_in, m)."""
+        inside = Columns(self.d_out, U.shape[1])
+        if self._gram is None:
+            for K, R, P in zip(self._keys, self._residuals, self._preserved, strict=True):
+                inside.add(U.T @ K, R, U.T @ P)
+            return inside
+        inside._gram = U.T @ self._gram @ U
+        inside._cross = None if self._cross is None else self._cross @ U
+        inside._keys = [U.T @ K for K in self._keys]
+        inside._residuals = self._residuals
+        inside._n_keys, inside._n_tokens = self._n_keys, self._n_tokens
+        return inside
+
+    def solve(self, penalty: QuadraticPenalty) -> LowRankDelta:
+        """R K^T (G + X X^T)^-1 as factors of rank at most min(n, d_out, d_in), in float64.
+
+        Works in the space of the tokens (Woodbury) while they are fewer than the inputs, else in that of the inputs.
+        """
+        if self._cross is not None:
+            assert self._gram is not None
+            return _with_identity(torch.linalg.solve(penalty.matrix() + self._gram, self._cross.T).T)
+        K, R = torch.cat(self._keys, dim=1), torch.cat(self._residuals, dim=1)
+        if self._gram is not None:
+            A = torch.linalg.solve(penalty.matrix() + self._gram, K).T
+        else:
+            X = torch.cat([K, *self._preserved], dim=1)  # (d_in, T)
+            Y = penalty.solve(X)  # G^-1 X
+            inner = torch.eye(X.shape[1], dtype=X.dtype, device=X.device) + X.T @ Y  # I + S
+            # (G + X X^T)^-1 X = Y (I + S)^-1: the rows that belong to the keys
+            A = torch.linalg.solve(inner, Y.T)[: K.shape[1]]
+        return LowRankDelta(R, A) if self._n_keys <= min(self.d_out, self.d_in) else _with_identity(R @ A)
+
+
+def ridge_update(keys: Tensor, residuals: Tensor, preserved: Tensor, penalty: QuadraticPenalty) -> LowRankDelta:
+    """The update that moves the outputs at `keys` by `residuals` and keeps them at `preserved`.
 
     Args:
         keys: K, (d_in, n)
@@ -76,16 +157,18 @@ def ridge_update(keys: Tensor, residuals: Tensor, preserved: Tensor, penalty: Pe
         penalty: G
 
     Returns:
-        B = R and A = K^T (G + K K^T + K_p K_p^T)^-1, in float64.
+        B = R and A = K^T (G + K K^T + K_p K_p^T)^-1, in float64; for n > min(d_out, d_in) a product of that rank.
     """
-    K, R = keys.double(), residuals.double()
-    X = torch.cat([K, preserved.double()], dim=1)  # (d_in, T)
-    d_in, T = X.shape
-    if d_in <= T:
-        A = torch.linalg.solve(penalty.matrix() + X @ X.T, K).T
-        return LowRankDelta(R, A)
-    Y = penalty.solve(X)  # G^-1 X
-    inner = torch.eye(T, dtype=X.dtype, device=X.device) + X.T @ Y  # I + S
-    # (G + X X^T)^-1 X = Y (I + S)^-1: the rows that belong to the keys
-    A = torch.linalg.solve(inner, Y.T)[: K.shape[1]]
-    return LowRankDelta(R, A)
+    columns = Columns(residuals.shape[0], keys.shape[0])
+    columns.add(keys, residuals, preserved)
+    return columns.solve(penalty)
+
+
+def _gram(X: Tensor) -> Tensor:
+    return X @ X.T
+
+
+def _with_identity(W: Tensor) -> LowRankDelta:
+    """W (d_out, d_in) as factors whose rank is its smaller side."""
+    identity = torch.eye(min(W.shape), dtype=W.dtype, device=W.device)
+    return LowRankDelta(identity, W) if W.shape[0] <= W.shape[1] else LowRankDelta(W, identity)

@@ -16,7 +16,7 @@ class StatisticsConfig(Settings):
         "Plain text: 'self' (the model writes it), the path of a text file, or 'dataset:ID:CONFIG:SPLIT:COLUMN'.",
     )
     tokens: int | None = setting(
-        None, "Tokens of plain text; none: 5 times the inputs of the widest edited linear.", at_least=1
+        None, "Tokens of plain text; none: 5 for every input of the widest map that edits change.", at_least=1
     )
     conversations: int = setting(
         256, "Questions that the model invents and answers, for the prompt and answer parts.", at_least=0

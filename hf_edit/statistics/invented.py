@@ -6,16 +6,20 @@ questions are what the model writes where its chat template expects the user to 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from hf_edit.models.editable import EditableModel
-from hf_edit.models.generation import generated
-from hf_edit.prompting import PromptFormat
+from hf_edit.models.generation import Choice, continuations, sampling
+from hf_edit.prompting import Encoded, PromptFormat
 
 
+T = TypeVar("T")
+
+TOP_K = 50
 MAX_QUESTION_TOKENS = 32
 MAX_ATTEMPTS = 4
 OPENINGS = (
@@ -23,20 +27,19 @@ OPENINGS = (
     *("Who wrote", "What are", "Is", "In which year", "What does", "Name", "How does", "Which country"),
     *("What was", "Who is", "Tell me"),
 )
-PROCEDURE = 1
+PROCEDURE = 2
 """Raised when anything here changes what is written, so that old statistics are not taken for new ones."""
 
 
 def invent_text(
-    model: EditableModel, length: int, batch: int, vocabulary: Sequence[int], seed: int
-) -> Iterator[Tensor]:
-    """Endless batches of plain text, each (batch, length) token ids, from random first tokens of `vocabulary`."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.tensor(vocabulary)
-    while True:
-        first = tokens[torch.randint(len(tokens), (batch, 1), generator=generator)]
-        step_seed = int(torch.randint(2**31, (1,), generator=generator))
-        yield _sampled(model, first.to(model.device), None, length - 1, stop=None, seed=step_seed)
+    model: EditableModel, count: int, length: int, batch: int, vocabulary: Sequence[int], seed: int
+) -> Iterator[list[list[int]]]:
+    """`count` rows of plain text of `length` token ids in batches, from random first tokens of `vocabulary`."""
+    drawn = torch.randint(len(vocabulary), (count,), generator=torch.Generator().manual_seed(seed))
+    first, choose = [[vocabulary[i]] for i in drawn.tolist()], _choice(seed)
+    for part in _batches(first, batch):
+        written = continuations(model.model, part, (), length - 1, choose)
+        yield [row + more for row, more in zip(part, written, strict=True)]
 
 
 def invent_questions(model: EditableModel, prompts: PromptFormat, count: int, batch: int, seed: int) -> list[str]:
@@ -45,50 +48,65 @@ def invent_questions(model: EditableModel, prompts: PromptFormat, count: int, ba
     Left alone, chat models ask for long pieces of work. Every second question is therefore made to begin like a
     short one: its last token has another key, and it is short questions that most edits are about.
     """
-    start = prompts.user_turn_ids()
-    rows = [[*start, *prompts.text_ids(OPENINGS[i // 2 % len(OPENINGS)] if i % 2 else "")] for i in range(count)]
+    start, choose = prompts.user_turn_ids(), _choice(seed)
+    openings = [prompts.text_ids(OPENINGS[i // 2 % len(OPENINGS)] if i % 2 else "") for i in range(count)]
     questions: dict[str, None] = {}
-    for attempt in range(MAX_ATTEMPTS):
-        unended: list[list[int]] = []
-        for index in range(0, len(rows), batch):
-            part = rows[index : index + batch]
-            ids, mask = model.left_padded(part)
-            out = _sampled(model, ids, mask, MAX_QUESTION_TOKENS, prompts.stop_ids, seed + attempt * count + index)
-            for row, continued in zip(part, out[:, ids.shape[1] :].tolist(), strict=True):
-                ended = next((i for i, token in enumerate(continued) if token in prompts.stop_ids), None)
-                question = prompts.decode([*row[len(start) :], *continued[:ended]]).strip() if ended else ""
+    for _ in range(MAX_ATTEMPTS):
+        unended: list[tuple[int, ...]] = []
+        for part in _batches(openings, batch):
+            rows = [(*start, *opening) for opening in part]
+            written = continuations(model.model, rows, prompts.stop_ids, MAX_QUESTION_TOKENS, choose)
+            for opening, more in zip(part, written, strict=True):
+                ended = 0 < len(more) < MAX_QUESTION_TOKENS
+                question = prompts.decode([*opening, *more]).strip() if ended else ""
                 if question and question not in questions:
                     questions[question] = None
                 else:
-                    unended.append(row)
-        rows = unended
+                    unended.append(opening)
+        openings = unended
     return list(questions)
+
+
+def invent_alike(
+    model: EditableModel, prompts: PromptFormat, questions: Sequence[str], count: int, batch: int, seed: int
+) -> list[str]:
+    """Questions of the same kind as these, up to `count` for each: they begin alike and go on as the model likes.
+
+    One that is still going on after `MAX_QUESTION_TOKENS` ends there, at a word.
+    """
+    start, choose = prompts.user_turn_ids(), _choice(seed)
+    generator = random.Random(seed)
+    openings: list[tuple[int, ...]] = []
+    for question in questions:
+        words = question.split()
+        for _ in range(count if len(words) > 1 else 0):
+            kept = generator.randint(min(2, len(words) - 1), max(2, len(words) * 3 // 5))
+            openings.append(prompts.text_ids(" ".join(words[:kept])))
+    found: dict[str, None] = {}
+    for part in _batches(openings, batch):
+        rows = [(*start, *opening) for opening in part]
+        for opening, more in zip(
+            part, continuations(model.model, rows, prompts.stop_ids, MAX_QUESTION_TOKENS, choose), strict=True
+        ):
+            question = prompts.decode([*opening, *more]).strip()
+            found[question.rpartition(" ")[0] if len(more) == MAX_QUESTION_TOKENS else question] = None
+    return [question for question in found if question and question not in questions]
 
 
 def invent_answers(
     model: EditableModel, prompts: PromptFormat, questions: Sequence[str], tokens: int, batch: int, seed: int
-) -> Iterator[tuple[list[int], int]]:
-    """For each question its chat prompt followed by an answer of at most `tokens`, and where the answer starts."""
-    for index in range(0, len(questions), batch):
-        rows = [prompts.prompt_ids(question) for question in questions[index : index + batch]]
-        ids, mask = model.left_padded(rows)
-        out = _sampled(model, ids, mask, tokens, stop=prompts.stop_ids, seed=seed + index)
-        for row, answer in zip(rows, out[:, ids.shape[1] :].tolist(), strict=True):
-            ended = next((i for i, token in enumerate(answer) if token in prompts.stop_ids), len(answer))
-            yield [*row, *answer[:ended]], len(row)
+) -> Iterator[Encoded]:
+    """For each question its chat prompt followed by an answer of at most `tokens`, without the end of its turn."""
+    choose = _choice(seed)
+    for part in _batches(questions, batch):
+        rows = [prompts.prompt_ids(question) for question in part]
+        written = continuations(model.model, rows, prompts.stop_ids, tokens, choose)
+        yield from (Encoded((*row, *answer), len(row)) for row, answer in zip(rows, written, strict=True))
 
 
-def _sampled(
-    model: EditableModel, ids: Tensor, mask: Tensor | None, new: int, stop: frozenset[int] | None, seed: int
-) -> Tensor:
-    torch.manual_seed(seed)  # inside `borrowed`, which gives the caller's random state back
-    return generated(
-        model.model,
-        ids,
-        torch.ones_like(ids) if mask is None else mask,
-        do_sample=True,
-        temperature=1.0,
-        top_k=50,
-        max_new_tokens=new,
-        eos_token_id=sorted(stop) if stop else None,
-    )
+def _choice(seed: int) -> Choice:
+    return sampling(torch.Generator().manual_seed(seed), TOP_K)
+
+
+def _batches(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))

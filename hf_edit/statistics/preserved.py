@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hf_edit.edits import Prompt, question_of
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.statistics.config import StatisticsConfig
-from hf_edit.statistics.invented import invent_answers, invent_questions
+from hf_edit.statistics.invented import invent_alike, invent_answers
 from hf_edit.statistics.moments import SecondMoments
-from hf_edit.statistics.store import obtain
+from hf_edit.statistics.store import obtain, obtain_corpus
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,16 @@ class Preserved:
 
     def conversations(self) -> Sequence[Encoded]:
         """Questions that the base invented, with its own answers; none where the format has no turns."""
+        return obtain_corpus(self.model, self.prompts, self.config, self.seed, self.progress).conversations
+
+    def strangers(self, questions: Sequence[Prompt], count: int) -> Sequence[Encoded]:
+        """Up to `count` questions for each of these that begin like it, with the base's own answers."""
         if self.prompts.name != "chat":
             return []
-        model, prompts, config = self.model, self.prompts, self.config
-        questions = invent_questions(model, prompts, config.conversations, config.batch, self.seed)
-        answered = invent_answers(model, prompts, questions, config.answer_tokens, config.batch, self.seed)
-        return [Encoded(tuple(ids), start) for ids, start in answered]
+        asked, config = [question_of(question) for question in questions], self.config
+        self.progress.stage("questions of the same kind", 1)
+        alike = invent_alike(self.model, self.prompts, asked, count, config.batch, self.seed)
+        answered = invent_answers(self.model, self.prompts, alike, config.answer_tokens, config.batch, self.seed)
+        strangers = [encoded for encoded in answered if len(encoded) > encoded.answer_start]
+        self.progress.step()
+        return strangers

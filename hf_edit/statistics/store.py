@@ -1,7 +1,8 @@
 """Statistics on disk, found again by the base model's fingerprint.
 
-One safetensors file per linear, `<cache>/statistics/<base>/<recipe>/<linear>.safetensors`: the recipe is a digest of
-the settings and the prompt format, so that a layer asked for later joins those collected before.
+The folder `<cache>/statistics/<base>/<recipe>` holds the corpus and one safetensors file per linear. The recipe is a
+digest of the settings and the prompt format, so that a layer asked for later is collected over the same tokens and
+joins those collected before.
 """
 
 from __future__ import annotations
@@ -9,24 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from hf_edit.errors import StatisticsError
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.models.fingerprint import running_fingerprint
 from hf_edit.progress import Progress
 from hf_edit.prompting import PromptFormat
 from hf_edit.statistics.collect import collect
 from hf_edit.statistics.config import StatisticsConfig
+from hf_edit.statistics.corpus import Corpus, write_corpus
+from hf_edit.statistics.files import opened, write
 from hf_edit.statistics.invented import PROCEDURE
 from hf_edit.statistics.moments import SecondMoments
 
@@ -48,8 +46,22 @@ def obtain(
     folder = recipe_folder(model, prompts, config, seed)
     missing = [linear for linear in linears if not _path(folder, linear.name).exists()]
     if missing:
-        save(collect(model, prompts, missing, config, seed, progress), folder)
+        corpus = obtain_corpus(model, prompts, config, seed, progress)
+        save(collect(model, corpus, missing, config.batch, progress), folder)
     return load(folder, [linear.name for linear in linears])
+
+
+def obtain_corpus(
+    model: EditableModel, prompts: PromptFormat, config: StatisticsConfig, seed: int, progress: Progress
+) -> Corpus:
+    """What statistics are taken over, from the cache if it is there, else written and kept there."""
+    path = recipe_folder(model, prompts, config, seed) / "corpus.safetensors"
+    if not path.exists():
+        corpus = write_corpus(model, prompts, config, seed, progress)
+        write(corpus.tensors(), {"source": corpus.source}, path)
+    with opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        return Corpus.from_tensors(tensors, (file.metadata() or {})["source"])
 
 
 def save(moments: SecondMoments, folder: Path) -> None:
@@ -64,24 +76,7 @@ def save(moments: SecondMoments, folder: Path) -> None:
         tensors = {
             part: matrices[name].contiguous() for part, matrices in moments.matrices.items() if name in matrices
         }
-        try:
-            _write(tensors, metadata, _path(folder, name))
-        except (OSError, SafetensorError) as error:
-            raise StatisticsError(
-                f"The statistics cannot be kept in {folder}: {error}.",
-                "Set HF_EDIT_CACHE to a folder on a disk with free space that you may write to.",
-            ) from error
-
-
-def _write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    os.close(handle)
-    try:
-        save_file(dict(tensors), temporary, metadata=dict(metadata))
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        write(tensors, metadata, _path(folder, name))
 
 
 def load(folder: Path, names: Sequence[str]) -> SecondMoments:
@@ -93,7 +88,9 @@ def load(folder: Path, names: Sequence[str]) -> SecondMoments:
     moments = SecondMoments({}, {}, "")
     matrices: dict[str, dict[str, Tensor]] = {}
     for name in names:
-        with _opened(_path(folder, name)) as (file, entry):
+        path = _path(folder, name)
+        with opened(path) as file:
+            entry = _entry(path, file)
             for part in file.keys():  # noqa: SIM118 (not a dict)
                 matrices.setdefault(part, {})[name] = file.get_tensor(part)
         moments = SecondMoments(matrices, entry.tokens, entry.source)
@@ -120,22 +117,16 @@ def stored(model: EditableModel) -> list[Stored]:
     paths = [path for path in _base_folder(model).glob("*/*.safetensors") if path.name in layers]
     entries = []
     for path in sorted(paths, key=lambda path: (path.parent, layers[path.name])):
-        with _opened(path) as (_, entry):
-            entries.append(entry)
+        with opened(path) as file:
+            entries.append(_entry(path, file))
     return entries
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Stored]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tokens = json.loads(metadata["tokens"])
-            yield file, Stored(path, path.name.removesuffix(".safetensors"), metadata["source"], tokens)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise StatisticsError(
-            f"The statistics in {path} cannot be read: {error}.", "Delete the file; it is collected again."
-        ) from error
+def _entry(path: Path, file: Any) -> Stored:
+    """What an open file says of itself; KeyError or ValueError where it does not."""
+    metadata = file.metadata() or {}
+    tokens = json.loads(metadata["tokens"])
+    return Stored(path, path.name.removesuffix(".safetensors"), metadata["source"], tokens)
 
 
 def _base_folder(model: EditableModel) -> Path:

@@ -39,7 +39,19 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def arguments(base: Path, edits: Path, config: Path, tmp_path: Path) -> list[Any]:
-    return ["apply", "--model", base, "--edits", edits, "--out", tmp_path / "pack", "--config", config]
+    return [
+        "apply",
+        "--method",
+        "anyedit",
+        "--model",
+        base,
+        "--edits",
+        edits,
+        "--out",
+        tmp_path / "pack",
+        "--config",
+        config,
+    ]
 
 
 def test_apply_saves_a_pack_and_shows_the_answers(hf_edit: Command, arguments: list[Any], tmp_path: Path) -> None:

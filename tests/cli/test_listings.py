@@ -21,11 +21,12 @@ def test_a_methods_settings_are_those_of_its_config(hf_edit: Command) -> None:
     listed = {setting["name"]: setting for setting in document["anyedit"]["settings"]}
     for field in dataclasses.fields(AnyEditConfig):
         assert field.name in shown
-        if field.name != "statistics":
+        if field.name not in ("statistics", "unke", "direct"):  # settings of their own
             assert listed[field.name]["help"] == field.metadata["help"]
             assert listed[field.name]["default"] == field.default
-    assert "statistics.tokens" in listed and "statistics" not in listed
-    assert listed["backend"]["choices"] == ["memit"]
+    assert {"statistics.tokens", "unke.rank", "direct.training.batch"} <= set(listed)
+    assert not {"statistics", "unke", "direct"} & set(listed)
+    assert listed["backend"]["choices"] == ["memit", "alphaedit", "unke", "direct"]
 
 
 def test_an_unknown_method(hf_edit: Command) -> None:

@@ -16,7 +16,7 @@ from hf_edit.errors import HfEditError, HfEditWarning
 from tests.cli.conftest import Command
 
 
-VERBS = {"apply", "inspect", "verify", "models", "methods", "demo"}
+VERBS = {"apply", "polish", "inspect", "verify", "locate", "models", "methods", "demo"}
 
 
 def test_help_lists_the_verbs_and_the_exit_codes(hf_edit: Command) -> None:

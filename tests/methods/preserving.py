@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hf_edit.edits import Prompt
 from hf_edit.models.editable import EditableLinear
 from hf_edit.prompting import Encoded
 from hf_edit.statistics.moments import SecondMoments
@@ -16,6 +17,7 @@ class Fixed:
 
     statistics: SecondMoments
     asked: Sequence[Encoded] = ()
+    alike: Sequence[Encoded] = ()
     earlier: Sequence[Encoded] = ()
 
     def moments(self, linears: Sequence[EditableLinear]) -> SecondMoments:
@@ -24,3 +26,7 @@ class Fixed:
 
     def conversations(self) -> Sequence[Encoded]:
         return self.asked
+
+    def strangers(self, questions: Sequence[Prompt], count: int) -> Sequence[Encoded]:
+        assert questions and count > 0
+        return self.alike

@@ -14,10 +14,12 @@ from hf_edit.errors import StatisticsError
 from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Silent
 from hf_edit.prompting import PromptFormat
-from hf_edit.statistics import store
+from hf_edit.statistics import files, store
+from hf_edit.statistics.collect import collect
 from hf_edit.statistics.config import StatisticsConfig
 from hf_edit.statistics.moments import SecondMoments
-from hf_edit.statistics.store import cache_folder, load, obtain, save, stored
+from hf_edit.statistics.preserved import Preserved
+from hf_edit.statistics.store import cache_folder, load, obtain, obtain_corpus, recipe_folder, save, stored
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -31,6 +33,7 @@ def nothing_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Collected
 
     monkeypatch.setattr(store, "collect", fail)
+    monkeypatch.setattr(store, "write_corpus", fail)
 
 
 @pytest.fixture
@@ -69,6 +72,7 @@ def test_only_what_is_missing_is_collected(
     asked: list[list[str]] = []
     collect = store.collect
     monkeypatch.setattr(store, "collect", lambda *a: (asked.append([x.name for x in a[2]]), collect(*a))[1])
+    monkeypatch.setattr(store, "write_corpus", None)  # the tokens are there already
     found = obtain(view, plain, view.linears[:3], config, 0, Silent())
     assert asked == [[view.linears[2].name]]
     assert equal(kept, found) and set(found.matrices["text"]) == {x.name for x in view.linears[:3]}
@@ -158,6 +162,38 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         load(tmp_path, ["none"])
 
 
+def test_the_corpus_is_written_once(
+    view: EditableModel, chat: PromptFormat, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Conversations are those that the moments are over."""
+    own = StatisticsConfig(tokens=240, length=12, conversations=6, answer_tokens=4)
+    corpus = obtain_corpus(view, chat, own, 0, Silent())
+    assert corpus.text.shape == (20, 12) and corpus.conversations
+    request.getfixturevalue("nothing_is_collected")
+    again = obtain_corpus(view, chat, own, 0, Silent())
+    assert torch.equal(again.text, corpus.text) and again.conversations == corpus.conversations
+    assert Preserved(view, chat, own, 0, Silent()).conversations() == corpus.conversations
+    monkeypatch.setattr(store, "collect", collect)
+    found = obtain(view, chat, view.linears[1:2], own, 0, Silent())
+    expected = collect(view, corpus, view.linears[1:2], own.batch, Silent())
+    assert equal(found, expected) and found.tokens["prompt"] == len(corpus.conversations)
+
+
+def test_a_damaged_corpus(
+    kept: SecondMoments, view: EditableModel, plain: PromptFormat, config: StatisticsConfig
+) -> None:
+    path = recipe_folder(view, plain, config, 0) / "corpus.safetensors"
+    whole = path.read_bytes()
+    for content in (whole[:-4], b"", to_bytes({"text": torch.eye(2)}), to_bytes({}, metadata={"source": "here"})):
+        path.unlink()
+        path.write_bytes(content)
+        with pytest.raises(StatisticsError, match="cannot be read") as caught:
+            obtain(view, plain, view.linears[2:3], config, 0, Silent())
+        assert str(path) in caught.value.message and "Delete the file" in caught.value.remedy
+    path.unlink()
+    obtain(view, plain, view.linears[2:3], config, 0, Silent())
+
+
 def test_a_file_is_seen_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one is written, and after a write that fails half way."""
     moments = SecondMoments({"text": {"a": torch.eye(3)}}, {"text": 5}, "here")
@@ -170,7 +206,7 @@ def test_a_file_is_seen_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "save_file", half)
+        patch.setattr(files, "save_file", half)
         with pytest.raises(KeyboardInterrupt):
             save(moments, tmp_path)
     assert written and list(tmp_path.iterdir()) == []

@@ -2,30 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
 
 from hf_edit.errors import ConfigError
+from hf_edit.methods.anyedit.chunks import CHUNKERS
+from hf_edit.methods.anyedit.unke_config import UnKESettings
+from hf_edit.methods.polish.config import PolishSettings
 from hf_edit.settings import Settings, setting
 from hf_edit.statistics.config import StatisticsConfig
 
 
+BACKENDS = ("memit", "alphaedit", "unke", "direct")
+OBJECTIVES = ("chunk", "nested")
+
+
 @dataclass(frozen=True)
 class AnyEditConfig(Settings):
-    """AnyEdit (arXiv 2502.05628) with fixed windows and the MEMIT backend.
+    """AnyEdit (arXiv 2502.05628): how answers are cut, how targets are found, and what makes weights of them.
 
     Lengths of vectors are relative to the hidden state at the key position and penalties to the second moment, so
     that one set of values serves models of any width and scale. The published absolute values are in brackets.
     """
 
-    backend: str = setting("memit", "How the targets become weights.", choices=("memit",))
+    backend: str = setting(
+        "memit",
+        "How the targets become weights: memit, a ridge solve against the second moment; alphaedit, one in the "
+        "moment's null space; unke, training one block; direct, without targets: the update itself is optimised.",
+        choices=BACKENDS,
+    )
     format: str | None = setting(
         None, "Prompt format; none: chat if the tokenizer has a template.", choices=("chat", "plain", "qa")
     )
     layers: tuple[int, ...] | None = setting(
         None, "Blocks whose MLP output is edited, ascending; none: the one at 0.6 of the depth. [five, a quarter up]"
     )
-    window: int = setting(20, "Answer tokens per chunk. [40]", at_least=1)
-    overlap: int = setting(0, "Tokens shared by neighbouring chunks. [0]", at_least=0)
+    chunker: str = setting(
+        "window",
+        "How an answer is cut: window, every so many tokens; sentence; surprisal, before the tokens that the model "
+        "expects least; none, one chunk, the baseline without AnyEdit.",
+        choices=CHUNKERS,
+    )
+    window: int = setting(
+        20,
+        "Answer tokens per chunk: of sentences the most, by surprisal the mean, without chunks unused. [40]",
+        at_least=1,
+    )
+    min_chunk: int = setting(8, "Sentences below so many tokens are joined to the next.", at_least=1)
+    overlap: int = setting(0, "Tokens shared by neighbouring windows. [0]", at_least=0)
+    objective: str = setting(
+        "chunk",
+        "What a target is optimised for: chunk, the tokens of its chunk; nested, also those behind it (muKE).",
+        choices=OBJECTIVES,
+    )
+    nested_chunks: int | None = setting(
+        None, "Most chunks that a nested target is optimised for, its own counted; none: all to the end.", at_least=1
+    )
     learning_rate: float = setting(
         0.3, "Adam's first step, as a share of the hidden state's norm. [0.5 per coordinate]", above=0
     )
@@ -51,8 +83,22 @@ class AnyEditConfig(Settings):
         at_least=0,
     )
     answer_weight: float = setting(0.3, "The same for chat answers' tokens. [0]", at_least=0)
+    null_share: float = setting(
+        0.1,
+        "alphaedit: share of the second moment's trace that its null space may hold. [eigenvalues below 0.02]",
+        above=0,
+        at_most=1,
+    )
+    beta: float = setting(
+        1.0,
+        "alphaedit: penalty of the update, relative to the moment's mean eigenvalue. [10, of another scale]",
+        above=0,
+    )
     own_weight: float = setting(0.1, "Weight of the edits' own other tokens, K_p. [1]", at_least=0)
+    earlier_weight: float = setting(1.0, "Weight of the tokens of edits taught before. [0]", at_least=0)
     ridge: float = setting(1e-4, "Added to the moment's diagonal, relative to its mean eigenvalue. [0]", at_least=0)
+    unke: UnKESettings = setting(UnKESettings, "unke: how the block is trained.")
+    direct: PolishSettings = setting(PolishSettings, "direct: how the update is optimised.")
     statistics: StatisticsConfig = setting(StatisticsConfig, "Where second moments come from.")
     seed: int = setting(0, "Seed of everything random.", at_least=0)
 
@@ -60,12 +106,42 @@ class AnyEditConfig(Settings):
         super().__post_init__()
         if self.overlap >= self.window:
             raise ConfigError(f"overlap = {self.overlap} is not below window = {self.window}.", "Lower the overlap.")
+        if self.overlap and self.chunker != "window":
+            raise ConfigError(
+                f"overlap = {self.overlap} does not go with chunker = {self.chunker}, whose chunks never overlap.",
+                "Leave it out, or use chunker = window.",
+            )
+        if self.chunker == "sentence" and self.min_chunk > self.window:
+            raise ConfigError(
+                f"min_chunk = {self.min_chunk} is above window = {self.window}.", "Lower it, or raise the window."
+            )
+        if self.nested_chunks is not None and self.objective != "nested":
+            raise ConfigError(
+                f"nested_chunks = {self.nested_chunks} does not go with objective = {self.objective}.",
+                "Leave it out, or use objective = nested.",
+            )
+        if self.backend == "direct":
+            self._check_direct()
         if self.layers == ():
             raise ConfigError("layers = [] names no layer.", "Give at least one, or leave the setting out.")
+        if self.backend == "unke" and self.layers is not None and len(self.layers) > 1:
+            raise ConfigError(
+                f"layers = {list(self.layers)} are {len(self.layers)}, and unke trains one.", "Give one."
+            )
         if self.first_clamp > self.clamp:
             raise ConfigError(f"first_clamp = {self.first_clamp:g} is above clamp = {self.clamp:g}.", "Lower it.")
         if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
             raise ConfigError(f"layers = {list(self.layers)} are not ascending.", "Give each layer once, in order.")
+
+    def _check_direct(self) -> None:
+        """Refuse settings that say how targets are found or solved for, where there are none."""
+        used = {"backend", "format", "layers", "direct", "statistics", "seed"}
+        given = [f.name for f in fields(AnyEditConfig) if f.name not in used and getattr(self, f.name) != _default(f)]
+        if given:
+            raise ConfigError(
+                f"{given[0]} = {getattr(self, given[0])!r} does not go with backend = direct, which has no targets.",
+                "Leave it out, use another backend, or see the settings that begin with direct.",
+            )
 
     def first_clamp_of(self, chunk: int, n_edits: int) -> float:
         """The clamp with which this chunk of an answer begins, in a pack of `n_edits`."""
@@ -78,3 +154,20 @@ class AnyEditConfig(Settings):
         if prompt_weight is None:
             prompt_weight = 0.01 if n_edits == 1 else 1.0
         return {"text": 1.0, "prompt": prompt_weight, "answer": self.answer_weight}
+
+
+def _default(setting: Field[Any]) -> Any:
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
+
+
+def _redefaulted(name: str, default: Any) -> Any:
+    """A field of AnyEditConfig with another default."""
+    return field(default=default, metadata=AnyEditConfig.__dataclass_fields__[name].metadata)
+
+
+@dataclass(frozen=True)
+class UnKEConfig(AnyEditConfig):
+    """UnKE (arXiv 2405.15349): AnyEdit's backend `unke` with one chunk per answer."""
+
+    backend: str = _redefaulted("backend", "unke")
+    chunker: str = _redefaulted("chunker", "none")

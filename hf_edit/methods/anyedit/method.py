@@ -5,21 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hf_edit.edits import EditSet
-from hf_edit.errors import ConfigError, HfEditWarning
-from hf_edit.methods.anyedit.chunks import windows
+from hf_edit.errors import HfEditWarning
+from hf_edit.methods.anyedit.chunking import chunks_of
+from hf_edit.methods.anyedit.chunks import Chunk
 from hf_edit.methods.anyedit.config import AnyEditConfig
 from hf_edit.methods.anyedit.targets import Targets, optimise_targets
-from hf_edit.methods.anyedit.update import spread_update
+from hf_edit.methods.anyedit.unke import train_block
+from hf_edit.methods.anyedit.update import solver, spread_update
 from hf_edit.methods.base import Checkpoints, EditResult, Preservation
+from hf_edit.methods.layers import mlp_outputs
+from hf_edit.methods.polish.config import PolishSettings
+from hf_edit.methods.polish.method import polished, polished_linears
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded, PromptFormat
-from hf_edit.solvers.ridge import penalty
+from hf_edit.statistics.moments import SecondMoments
 
 
 MISSED_LOSS = 0.5
@@ -34,27 +42,14 @@ class AnyEdit:
         self.config = config
 
     def linears(self, model: EditableModel) -> list[EditableLinear]:
-        """The maps that will be edited.
+        """The maps whose second moments are needed: those that a solve changes, none where a block is trained.
 
         Raises:
             ConfigError: a layer the model does not have, or several where a norm makes spreading meaningless.
         """
-        layers = self.config.layers
-        if layers is None:
-            layers = (round(0.6 * model.n_layers),)
-        for layer in layers:
-            if not 0 <= layer < model.n_layers:
-                raise ConfigError(
-                    f"Layer {layer} does not exist: the model has {model.n_layers} blocks.",
-                    f"Choose layers from 0 to {model.n_layers - 1}.",
-                )
-        if len(layers) > 1 and not model.writes_residual:
-            raise ConfigError(
-                f"{len(layers)} layers were given, but in this model ({model.family.name}) a norm stands between the "
-                "MLP's output map and the residual stream, so a target cannot be spread over layers.",
-                "Choose one layer.",
-            )
-        return [model.linears[layer] for layer in layers]
+        if self.config.backend == "direct":
+            return polished_linears(model, self._direct())
+        return [] if self.config.backend == "unke" else self._edited(model)
 
     def compute(
         self,
@@ -65,52 +60,86 @@ class AnyEdit:
         checkpoints: Checkpoints,
         progress: Progress,
     ) -> EditResult:
-        """Teach `edits` jointly: targets per edit and chunk, then one solve per layer over all of them."""
+        """Teach `edits` jointly: targets per edit and chunk, then one update for all of them."""
         config = self.config
-        linears = self.linears(model)
+        if config.backend == "direct":
+            return polished(model, prompts, edits, preserve, self._direct(), config.seed, checkpoints, progress)
+        edited = self._edited(model)
+        second_moments = None if config.backend == "unke" else preserve.moments(edited)
         encoded = [prompts.encode(edit.prompt, edit.target) for edit in edits]
-        second_moments = preserve.moments(linears)
-        # formats without turns, and models that invent no question, have plain text only
-        weights = {part: w for part, w in config.moment_weights(len(edits)).items() if part in second_moments.tokens}
+        chunks = [chunks_of(model, prompts, e, config) for e in encoded]
 
-        progress.stage("targets", sum(len(windows(len(e.answer_ids), config.window, config.overlap)) for e in encoded))
-        targets = [self._targets(model, linears[-1], e, len(edits), checkpoints, progress) for e in encoded]
-        deltas, source = spread_update(
-            model,
-            linears,
-            encoded,
-            targets,
-            lambda linear: penalty(
-                second_moments.combined(linear.name, weights).to(model.device),
-                config.preservation,
-                config.ridge,
-            ),
-            config.own_weight,
-        )
+        progress.stage("targets", sum(map(len, chunks)))
+        targets = [
+            self._targets(model, edited[-1], e, c, len(edits), checkpoints, progress)
+            for e, c in zip(encoded, chunks, strict=True)
+        ]
         receipt = {edit.id: _figures(t) for edit, t in zip(edits, targets, strict=True)}
         _warn_of_missed(receipt, config)
+
+        if second_moments is None:
+            preserved = [*preserve.conversations(), *preserve.earlier]
+            layer = edited[-1].layer
+            deltas, block = train_block(model, layer, encoded, targets, preserved, config.unke, progress)
+            shared = {name: round(value, 6) for name, value in block.items()}
+            receipt = {id: {**figures, "block": shared} for id, figures in receipt.items()}
+            return EditResult(deltas, [{} for _ in edits], receipt)
+        weights = config.moment_weights(len(edits))
+        deltas, source = spread_update(
+            model,
+            edited,
+            encoded,
+            targets,
+            preserve.earlier,
+            solver(config, _moment_of(second_moments, weights, model.device)),
+            config.own_weight,
+            config.earlier_weight,
+        )
         return EditResult(deltas, source, receipt)
+
+    def _direct(self) -> PolishSettings:
+        """How the update is optimised, in the layers chosen for AnyEdit, if any are."""
+        return replace(self.config.direct, layers=self.config.layers or self.config.direct.layers)
+
+    def _edited(self, model: EditableModel) -> list[EditableLinear]:
+        """The MLP output maps of the chosen layers: the last has the targets. Errors as for `linears`."""
+        layers = self.config.layers
+        return mlp_outputs(model, (round(0.6 * model.n_layers),) if layers is None else layers)
 
     def _targets(
         self,
         model: EditableModel,
         linear: EditableLinear,
         encoded: Encoded,
+        chunks: Sequence[Chunk],
         n_edits: int,
         checkpoints: Checkpoints,
         progress: Progress,
     ) -> Targets:
         """Stage 1 for one edit, taken from the checkpoints if a killed run left it there."""
-        config = self.config
-        chunks = windows(len(encoded.answer_ids), config.window, config.overlap)
-        key = _digest(linear.name, encoded.ids, encoded.answer_start, n_edits, config.to_json())
+        key = _digest(linear.name, encoded.ids, encoded.answer_start, n_edits, self.config.to_json())
         kept = checkpoints.load(key)
         if kept is not None:
             progress.step(len(chunks))
             return Targets(**kept)
-        targets = optimise_targets(model, linear, encoded, chunks, config, n_edits, progress)
+        targets = optimise_targets(model, linear, encoded, chunks, self.config, n_edits, progress)
         checkpoints.save(key, vars(targets))
         return targets
+
+
+class UnKE(AnyEdit):
+    """The method with its settings bound."""
+
+    name = "unke"
+
+
+def _moment_of(
+    second_moments: SecondMoments, weights: Mapping[str, float], device: torch.device
+) -> Callable[[EditableLinear], Tensor]:
+    """The second moment C of a linear's inputs over the parts that were collected."""
+    # formats without turns, and models that invent no question, have plain text only
+    collected = {part: weight for part, weight in weights.items() if part in second_moments.tokens}
+    return lambda linear: second_moments.combined(linear.name, collected).to(device)
 
 
 def _digest(*parts: Any) -> str:

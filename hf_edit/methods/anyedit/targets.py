@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from hf_edit.methods.anyedit.chunks import Chunk, key_position
 from hf_edit.methods.anyedit.config import AnyEditConfig
+from hf_edit.methods.anyedit.objective import nested_lengths, token_weights
 from hf_edit.models.editable import EditableLinear, EditableModel, Prefix, check_finite
 from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded
@@ -28,8 +29,8 @@ class Targets:
     Args:
         positions: (n,) key positions in prompt + answer.
         deltas: (n, d) desired changes of the output there, fp32.
-        losses: (n,) mean negative log likelihood of each chunk with its change in place.
-        evaluations: (n,) forward passes spent.
+        losses: (n,) mean negative log likelihood of each chunk's own tokens with its change in place.
+        evaluations: (n,) forward passes of the optimisation.
     """
 
     positions: Tensor
@@ -68,10 +69,12 @@ def optimise_targets(
 
     found: list[ChunkTarget] = []
     for index, (chunk, position) in enumerate(zip(chunks, positions, strict=True)):
-        end = position + (chunk.end - chunk.start)
+        lengths = nested_lengths(chunks, index, config.objective, config.nested_chunks)
+        end = position + lengths[-1]
         window = ChunkWindow(
             ids=ids[:, position:end],
             labels=ids[0, position + 1 : end + 1],
+            lengths=lengths,
             entering=entering[:, position:end],
             reference_norm=float(reference[0, position].float().norm()),
             first_clamp=config.first_clamp_of(index, n_edits),
@@ -98,10 +101,11 @@ def optimise_targets(
 
 @dataclass(frozen=True, eq=False)
 class ChunkWindow:
-    """The tokens that say one chunk: the first stands at the key position, each predicts its label."""
+    """The tokens that say one chunk and what its target is to prepare; the first stands at the key position."""
 
     ids: Tensor  # (1, n)
-    labels: Tensor  # (n,)
+    labels: Tensor  # (n,) what each token predicts
+    lengths: list[int]  # tokens of the nested texts that the objective is over: the chunk itself, then longer ones
     entering: Tensor  # (1, n, d) residual stream before the edited block
     reference_norm: float  # |h0| at the key position
     first_clamp: float  # longest change to begin with, in units of |h0|
@@ -120,22 +124,30 @@ def _optimise_chunk(
     model: EditableModel, linear: EditableLinear, window: ChunkWindow, prefix: Prefix, config: AnyEditConfig
 ) -> ChunkTarget:
     """Adam on the change, projected onto a ball around zero after each step; the best change seen is kept."""
-    d = linear.d_out
+    d, own = linear.d_out, window.lengths[0]
     accumulate = torch.promote_types(model.dtype, torch.float32)
     delta = torch.zeros(d, dtype=accumulate, device=window.ids.device, requires_grad=True)
     # the first step of Adam moves every coordinate by its learning rate, so the vector by learning_rate * |h0|
-    optimiser = torch.optim.Adam([delta], lr=config.learning_rate * window.reference_norm / d**0.5)
-    best = ChunkTarget(delta.detach().clone(), float("inf"), 0)
-    for evaluation in range(1, config.max_evaluations + 1):
+    learning_rate = config.learning_rate * window.reference_norm / d**0.5
+
+    def token_losses(delta: Tensor) -> Tensor:
         logits = model.logits(
             window.ids,
             start={linear.layer: window.entering},
             shift=(linear, _at_first(delta, window.ids.shape[1])),
             prefix=prefix,
         )
-        loss = F.cross_entropy(logits[0].to(accumulate), window.labels)
-        if loss.item() < best.loss:
-            best = ChunkTarget(delta.detach().clone(), loss.item(), evaluation)
+        return F.cross_entropy(logits[0].to(accumulate), window.labels, reduction="none")
+
+    weights = token_weights(token_losses, delta, window.lengths, learning_rate)
+    optimiser = torch.optim.Adam([delta], lr=learning_rate)
+    best, best_loss = ChunkTarget(delta.detach().clone(), float("inf"), 0), float("inf")
+    for evaluation in range(1, config.max_evaluations + 1):
+        losses = token_losses(delta)
+        loss = losses @ weights
+        if loss.item() < best_loss:
+            best_loss = loss.item()
+            best = ChunkTarget(delta.detach().clone(), losses[:own].mean().item(), evaluation)
         if loss.item() < config.stop_loss or evaluation == config.max_evaluations:
             break
         penalised = loss + config.weight_decay * delta.norm() / window.reference_norm**2

@@ -1,18 +1,40 @@
-"""Stage 2, backend MEMIT: the targets of all edits become one closed-form update per layer (AnyEdit, eq. 19)."""
+"""Stage 2 in closed form: the targets of all edits become one update per layer (AnyEdit, eq. 19 and 20)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hf_edit.methods.anyedit.config import AnyEditConfig
 from hf_edit.methods.anyedit.targets import Targets
 from hf_edit.methods.base import KeyValues
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.prompting import Encoded
 from hf_edit.solvers.low_rank import LowRankDelta
-from hf_edit.solvers.ridge import Penalty, ridge_update
+from hf_edit.solvers.null_space import null_space, null_space_solve
+from hf_edit.solvers.ridge import Columns, penalty
+
+
+Solver = Callable[[EditableLinear, Columns], LowRankDelta]
+"""What becomes of the columns collected for one linear."""
+
+TOKENS_AT_ONCE = 2048  # of texts run together, padding included
+
+
+def solver(config: AnyEditConfig, moment_of: Callable[[EditableLinear], Tensor]) -> Solver:
+    """The solve of the backend `memit` or `alphaedit`, against the second moment (d_in, d_in) of a linear's inputs."""
+
+    def memit(linear: EditableLinear, columns: Columns) -> LowRankDelta:
+        return columns.solve(penalty(moment_of(linear), config.preservation, config.ridge))
+
+    def alphaedit(linear: EditableLinear, columns: Columns) -> LowRankDelta:
+        C = moment_of(linear)
+        return null_space_solve(columns, null_space(C, config.null_share), config.beta * float(C.diagonal().mean()))
+
+    return {"memit": memit, "alphaedit": alphaedit}[config.backend]
 
 
 def spread_update(
@@ -20,59 +42,119 @@ def spread_update(
     linears: Sequence[EditableLinear],
     encoded: Sequence[Encoded],
     targets: Sequence[Targets],
-    penalty_of: Callable[[EditableLinear], Penalty],
+    earlier: Sequence[Encoded],
+    solve: Solver,
     own_weight: float,
+    earlier_weight: float,
 ) -> tuple[dict[str, LowRankDelta], list[dict[str, KeyValues]]]:
     """One joint update for all edits, spread over the layers in order.
 
     Layer i of R takes the share 1 / (R - i) of what is still missing at the last one, measured with the updates of
-    the layers before it in place. Every other token of the edits' own texts is preserved.
+    the layers before it in place. Every other token of the edits' own texts is preserved, and every token of the
+    texts of earlier edits.
 
     Args:
         linears: the edited maps, by ascending layer; the targets belong to the last.
-        penalty_of: what an update of this linear must not change.
+        earlier: texts taught before.
+        solve: keys, residuals and preserved keys of a linear to its update.
         own_weight: weight of the edits' own other tokens.
+        earlier_weight: weight of the earlier edits' tokens.
 
     Returns:
         The deltas by linear name, and per edit what each linear was asked for.
     """
-    last, first = linears[-1], linears[0]
-    texts = [model.ids([e.ids])[0] for e in encoded]
-    entering = [model.trace(ids, entering=[first.layer]).entering[first.layer] for ids in texts]
-    wanted = [  # Z = H0 + delta, per edit (n, d)
-        _stream(model, ids, start, first, last)[t.positions] + t.deltas.to(start)
-        for ids, start, t in zip(texts, entering, targets, strict=True)
-    ]
+    last = linears[-1]
+    texts = [_Text(e.ids, t.positions, t.deltas, own_weight) for e, t in zip(encoded, targets, strict=True)]
+    nothing = torch.zeros(0, dtype=torch.long), torch.zeros(0, last.d_out)
+    if earlier_weight:
+        texts += [_Text(e.ids, *nothing, earlier_weight) for e in earlier]
+    batches = [_batch(model, group) for group in _groups(texts)]
+    goals: list[Tensor] = []  # Z = H0 + delta, per batch (n, d)
 
     deltas: dict[str, LowRankDelta] = {}
     source: list[dict[str, KeyValues]] = [{} for _ in encoded]
     for index, linear in enumerate(linears):
-        keys, preserved, residuals = [], [], []
-        for ids, start, target, goal, asked in zip(texts, entering, targets, wanted, source, strict=True):
+        columns = Columns(linear.d_out, linear.d_in)
+        residuals: list[Tensor] = []
+        for number, batch in enumerate(batches):
             with model.updated(deltas):
-                inputs = model.trace(ids, inputs=[linear], start={first.layer: start}).inputs[linear.name][0]  # (T, f)
-                reached = _stream(model, ids, start, first, last)[target.positions]
-            residual = (goal - reached) / (len(linears) - index)  # (n, d)
-            is_key = torch.zeros(inputs.shape[0], dtype=torch.bool, device=inputs.device)
-            is_key[target.positions] = True
-            keys.append(inputs[is_key])
-            preserved.append(inputs[~is_key])
-            residuals.append(residual)
+                inputs, stream = _inputs_and_stream(model, batch, linear, last)
+            reached = stream[batch.keys].to(batch.deltas)
+            if index == 0:
+                goals.append(reached + batch.deltas)
+            residual = (goals[number] - reached) / (len(linears) - index)  # (n, d)
+            other = batch.weights > 0
+            preserved = inputs[other].double() * batch.weights[other][:, None].sqrt()
+            columns.add(inputs[batch.keys].T, residual.T, preserved.T)
+            residuals.extend(residual.split(batch.counts))
+        deltas[linear.name] = solve(linear, columns).to(dtype=torch.promote_types(model.dtype, torch.float32))
+        for asked, target, residual in zip(source, targets, residuals, strict=False):  # earlier texts ask for nothing
             asked[linear.name] = KeyValues(target.positions, residual.float().cpu())
-        deltas[linear.name] = ridge_update(
-            torch.cat(keys).T,
-            torch.cat(residuals).T,
-            own_weight**0.5 * torch.cat(preserved).T,
-            penalty_of(linear),
-        ).to(dtype=torch.promote_types(model.dtype, torch.float32))
     return deltas, source
 
 
-def _stream(
-    model: EditableModel, ids: Tensor, entering: Tensor, first: EditableLinear, last: EditableLinear
-) -> Tensor:
-    """(T, d): where targets live, the stream after the last edited block, or that map's own output behind a norm."""
-    start = {first.layer: entering}
+@dataclass(frozen=True, eq=False)
+class _Text:
+    """One text of the solve: what is asked at some of its tokens, and how much the others are to stay."""
+
+    ids: tuple[int, ...]
+    positions: Tensor  # (n,) ascending
+    deltas: Tensor  # (n, d)
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Texts run together, padded on the right."""
+
+    ids: Tensor  # (B, T)
+    mask: Tensor  # (B, T)
+    keys: Tensor  # (B, T) bool
+    weights: Tensor  # (B, T) float64: of the other tokens; 0 at keys and padding
+    deltas: Tensor  # (n, d), text by text
+    counts: list[int]  # keys per text
+
+
+def _groups(texts: Iterable[_Text]) -> list[list[_Text]]:
+    """Neighbouring texts in groups of at most TOKENS_AT_ONCE tokens, or one text."""
+    groups: list[list[_Text]] = []
+    for text in texts:
+        group = [*groups[-1], text] if groups else [text]
+        if groups and len(group) * max(len(t.ids) for t in group) <= TOKENS_AT_ONCE:
+            groups[-1] = group
+        else:
+            groups.append([text])
+    return groups
+
+
+def _batch(model: EditableModel, texts: Sequence[_Text]) -> _Batch:
+    ids, mask = model.ids([text.ids for text in texts])
+    keys = torch.zeros_like(ids, dtype=torch.bool)
+    for row, text in enumerate(texts):
+        keys[row, text.positions.to(ids.device)] = True
+    weights = torch.tensor([text.weight for text in texts], dtype=torch.float64, device=ids.device)
+    accumulate = torch.promote_types(model.dtype, torch.float32)
+    return _Batch(
+        ids=ids,
+        mask=mask,
+        keys=keys,
+        weights=weights[:, None] * (mask.bool() & ~keys),
+        deltas=torch.cat([text.deltas for text in texts]).to(ids.device, accumulate),
+        counts=[len(text.positions) for text in texts],
+    )
+
+
+def _inputs_and_stream(
+    model: EditableModel, batch: _Batch, linear: EditableLinear, last: EditableLinear
+) -> tuple[Tensor, Tensor]:
+    """The linear's inputs (B, T, d_in), and (B, T, d) where targets live.
+
+    That is the stream after the last edited block, or that map's own output behind a norm.
+    """
     if model.writes_residual:
-        return model.trace(ids, leaving=[last.layer], start=start).leaving[last.layer][0]
-    return model.trace(ids, outputs=[last], start=start).outputs[last.name][0]
+        trace = model.trace(batch.ids, batch.mask, inputs=[linear], leaving=[last.layer])
+        stream = trace.leaving[last.layer]
+    else:
+        trace = model.trace(batch.ids, batch.mask, inputs=[linear], outputs=[last])
+        stream = trace.outputs[last.name]
+    return trace.inputs[linear.name].to(model.device), stream.to(model.device)

@@ -1,11 +1,12 @@
-"""AnyEdit with the MEMIT backend, written down plainly: whole forwards, dense matrices, weights really changed.
+"""AnyEdit with the backends MEMIT and AlphaEdit, plainly: whole forwards, dense matrices, weights really changed.
 
-No cached blocks, no attention prefix, no factors, no Woodbury. Slow on purpose; the fast path must equal it.
+No cached blocks, no attention prefix, no batches, no factors, no Woodbury. Slow on purpose; the fast path must equal
+it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -15,10 +16,51 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_edit.methods.anyedit.config import AnyEditConfig
-from hf_edit.prompting import Encoded
+from hf_edit.prompting import Encoded, PromptFormat
 
 
-def chunk_bounds(answer_length: int, window: int, overlap: int) -> list[tuple[int, int]]:
+Bounds = list[tuple[int, int]]
+Nll = Callable[[Tensor], Tensor]
+
+
+def chunk_bounds(model: PreTrainedModel, prompts: PromptFormat, encoded: Encoded, config: AnyEditConfig) -> Bounds:
+    length = len(encoded.answer_ids)
+    if config.chunker == "none":
+        return [(0, length)]
+    if config.chunker == "window":
+        return window_bounds(length, config.window, config.overlap)
+    if config.chunker == "sentence":
+        return sentence_bounds(prompts, encoded, config.min_chunk, config.window)
+    ids = torch.tensor([encoded.ids])
+    with torch.no_grad():
+        p = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].softmax(dim=-1)
+    surprise = {j: -float(p[encoded.answer_start + j - 1, encoded.answer_ids[j]].log()) for j in range(1, length)}
+    starts = {0}
+    while len(starts) < length / config.window:
+        starts.add(max((j for j in surprise if j not in starts), key=lambda j: (surprise[j], -j)))
+    edges = [*sorted(starts), length]
+    return list(zip(edges, edges[1:], strict=False))
+
+
+def sentence_bounds(prompts: PromptFormat, encoded: Encoded, smallest: int, largest: int) -> Bounds:
+    """Of answers whose sentences end in a full stop and whose characters are one byte each."""
+    ids = encoded.answer_ids
+    edges = [0]
+    for count in range(1, len(ids)):
+        before, after = prompts.decode(ids[:count]), prompts.decode(ids)[len(prompts.decode(ids[:count])) :]
+        if before.endswith(".") and after.startswith(" ") and count - edges[-1] >= smallest:
+            edges.append(count)
+    if len(edges) > 1 and len(ids) - edges[-1] < smallest:
+        edges.pop()
+    bounds = []
+    for start, end in zip(edges, [*edges[1:], len(ids)], strict=True):
+        parts = -(-(end - start) // largest)
+        inner = [start + (end - start) * part // parts for part in range(parts + 1)]
+        bounds += list(zip(inner, inner[1:], strict=False))
+    return bounds
+
+
+def window_bounds(answer_length: int, window: int, overlap: int) -> Bounds:
     bounds, start = [], 0
     while True:
         end = min(start + window, answer_length)
@@ -69,6 +111,7 @@ def reference_targets(
     block: nn.Module,
     linear: nn.Module,
     encoded: Encoded,
+    bounds: Bounds,
     config: AnyEditConfig,
     behind_norm: bool,
     n_edits: int,
@@ -78,17 +121,30 @@ def reference_targets(
     start = encoded.answer_start
     stream = outputs_of(model, ids, linear if behind_norm else block)
     changes: dict[int, Tensor] = {}
-    for s, e in chunk_bounds(len(encoded.ids) - start, config.window, config.overlap):
+    for m, (s, _) in enumerate(bounds):
         position = start + s - 1
         h0 = stream[position]
+        texts = bounds[m : m + 1]  # what the target is optimised for
+        if config.objective == "nested":
+            texts = bounds[m:] if config.nested_chunks is None else bounds[m : m + config.nested_chunks]
+        ends = [end for _, end in texts]
+
+        def nll(delta: Tensor, s: int = s, position: int = position, last: int = ends[-1]) -> Tensor:
+            shown = ids[:, : start + last]  # nothing after the texts
+            logits = logits_with(model, shown, linear, {**changes, position: delta})
+            labels = ids[0, start + s : start + last]
+            return F.cross_entropy(logits[start + s - 1 : start + last - 1], labels, reduction="none")
+
+        lengths = [end - s for end in ends]
         delta = torch.zeros_like(h0, requires_grad=True)
-        adam = torch.optim.Adam([delta], lr=config.learning_rate * float(h0.norm()) / len(h0) ** 0.5)
+        step = config.learning_rate * float(h0.norm()) / len(h0) ** 0.5
+        coefficients = affinity_coefficients(nll, delta, lengths, step)
+        adam = torch.optim.Adam([delta], lr=step)
         best, best_loss = delta.detach().clone(), float("inf")
         for evaluation in range(config.max_evaluations):
-            shown = ids[:, : start + e]  # nothing after the chunk
-            logits = logits_with(model, shown, linear, {**changes, position: delta})
-            predictions = logits[start + s - 1 : start + e - 1]
-            loss = F.cross_entropy(predictions, ids[0, start + s : start + e])
+            losses = nll(delta)
+            total = sum(c * losses[:n].sum() for c, n in zip(coefficients, lengths, strict=True))
+            loss = total / sum(c * n for c, n in zip(coefficients, lengths, strict=True))
             if loss.item() < best_loss:
                 best, best_loss = delta.detach().clone(), loss.item()
             if loss.item() < config.stop_loss or evaluation + 1 == config.max_evaluations:
@@ -106,6 +162,24 @@ def reference_targets(
     return changes
 
 
+def affinity_coefficients(nll: Nll, delta: Tensor, lengths: list[int], step: float) -> list[float]:
+    """2 - the mean cosine of each text's gradient with the first text's, along three steps of Adam on the first."""
+    if len(lengths) == 1:
+        return [1.0]
+    delta = delta.detach().clone().requires_grad_()
+    adam = torch.optim.Adam([delta], lr=step)
+    cosines = [0.0] * len(lengths)
+    for _ in range(3):
+        losses = nll(delta)
+        gradients = [torch.autograd.grad(losses[:n].mean(), delta, retain_graph=True)[0] for n in lengths]
+        for text, gradient in enumerate(gradients):
+            own = gradients[0]
+            cosines[text] += float(gradient @ own / (gradient.norm() * own.norm())) / 3
+        delta.grad = gradients[0]
+        adam.step()
+    return [2 - cosine for cosine in cosines]
+
+
 def reference_updates(
     model: PreTrainedModel,
     blocks: Sequence[nn.Module],
@@ -113,6 +187,7 @@ def reference_updates(
     encoded: Sequence[Encoded],
     changes: Sequence[dict[int, Tensor]],
     moments: Sequence[Tensor],
+    earlier: Sequence[Encoded],
     config: AnyEditConfig,
     behind_norm: bool,
 ) -> list[Tensor]:
@@ -126,19 +201,39 @@ def reference_updates(
     updates = []
     for i, (linear, C) in enumerate(zip(linears, moments, strict=True)):
         f = C.shape[0]
-        M = config.preservation * (C + config.ridge * torch.trace(C) / f * torch.eye(f, dtype=C.dtype))
+        KK = torch.zeros_like(C)  # over keys and preserved tokens
         RK = torch.zeros(next(iter(goals[0].values())).shape[0], f, dtype=C.dtype)
         for ids, goal in zip(texts, goals, strict=True):
             keys, reached = inputs_of(model, ids, linear), outputs_of(model, ids, last)
             for position in range(ids.shape[1]):
                 k = keys[position]
                 if position in goal:
-                    M = M + torch.outer(k, k)
-                    RK = RK + torch.outer((goal[position] - reached[position]) / (len(linears) - i), k)
+                    KK += torch.outer(k, k)
+                    RK += torch.outer((goal[position] - reached[position]) / (len(linears) - i), k)
                 else:
-                    M = M + config.own_weight * torch.outer(k, k)
-        update = RK @ torch.linalg.inv(M)
+                    KK += config.own_weight * torch.outer(k, k)
+        for text in earlier:
+            for k in inputs_of(model, torch.tensor([text.ids]), linear):
+                KK += config.earlier_weight * torch.outer(k, k)
+        eye, mean_eigenvalue = torch.eye(f, dtype=C.dtype), torch.trace(C) / f
+        if config.backend == "memit":
+            update = RK @ torch.linalg.inv(KK + config.preservation * (C + config.ridge * mean_eigenvalue * eye))
+        else:
+            P = null_projector(C, config.null_share)
+            update = RK @ P @ torch.linalg.inv(KK @ P + config.beta * mean_eigenvalue * eye)
         with torch.no_grad():
             linear.weight += update.T if isinstance(linear, Conv1D) else update
         updates.append(update)
     return updates
+
+
+def null_projector(C: Tensor, share: float) -> Tensor:
+    """Onto the eigenvectors of the smallest eigenvalues, as many as together hold at most that share of the trace."""
+    P, held = torch.zeros_like(C), 0.0
+    eigenvalues, eigenvectors = torch.linalg.eigh(C)
+    for value, vector in zip(eigenvalues, eigenvectors.T, strict=True):
+        held += float(value)
+        if held > share * float(torch.trace(C)):
+            return P
+        P += torch.outer(vector, vector)
+    return P

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
 from hf_edit.edits import Edit, EditSet
+from hf_edit.methods.anyedit import update
 from hf_edit.methods.anyedit.config import AnyEditConfig
 from hf_edit.methods.anyedit.method import AnyEdit
 from hf_edit.methods.checkpoints import NoCheckpoints
@@ -18,7 +19,7 @@ from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Silent
 from hf_edit.prompting import PromptFormat
 from hf_edit.statistics.moments import SecondMoments
-from tests.methods.anyedit.reference import reference_targets, reference_updates
+from tests.methods.anyedit.reference import chunk_bounds, reference_targets, reference_updates
 from tests.methods.preserving import Fixed
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
@@ -53,31 +54,45 @@ def check(
     family: str,
     edits: EditSet,
     config: AnyEditConfig,
-    moments: Mapping[str, float] | None = None,
     format: str = "chat",
+    earlier: Sequence[tuple[str, str]] = (),
 ) -> None:
     assert config.layers is not None
     model = tiny_model(family, dtype=torch.float64)
     view = EditableModel.of(model)
     prompts = PromptFormat.of(format, tiny_tokenizer())
     statistics = random_moments(view, config.layers)
+    taught = [prompts.encode(*text) for text in earlier]
+    preserve = Fixed(statistics, earlier=taught)
     with borrowed(model):
-        result = AnyEdit(config).compute(view, prompts, edits, Fixed(statistics), NoCheckpoints(), Silent())
+        result = AnyEdit(config).compute(view, prompts, edits, preserve, NoCheckpoints(), Silent())
 
     plain = copy.deepcopy(model)
     linears = [plain.get_submodule(view.linears[layer].name) for layer in config.layers]
     blocks = [plain.get_submodule(f"{view.family.blocks}.{layer}") for layer in config.layers]
     encoded = [prompts.encode(e.prompt, e.target) for e in edits]
     behind_norm = family.startswith("gemma")
-    changes = [reference_targets(plain, blocks[-1], linears[-1], e, config, behind_norm, len(edits)) for e in encoded]
+    changes = [
+        reference_targets(
+            plain,
+            blocks[-1],
+            linears[-1],
+            e,
+            chunk_bounds(plain, prompts, e, config),
+            config,
+            behind_norm,
+            len(edits),
+        )
+        for e in encoded
+    ]
     Cs = [statistics.combined(view.linears[layer].name, config.moment_weights(len(edits))) for layer in config.layers]
-    updates = reference_updates(plain, blocks, linears, encoded, changes, Cs, config, behind_norm)
+    updates = reference_updates(plain, blocks, linears, encoded, changes, Cs, taught, config, behind_norm)
 
-    for layer, update in zip(config.layers, updates, strict=True):
+    for layer, expected in zip(config.layers, updates, strict=True):
         delta = result.deltas[view.linears[layer].name]
         assert delta.B.dtype == torch.float64
-        assert update.abs().max() > 1e-4  # something was learned
-        assert (delta.dense() - update).abs().max() <= 1e-9
+        assert expected.abs().max() > 1e-4  # something was learned
+        assert (delta.dense() - expected).abs().max() <= 1e-9
     for change, asked in zip(changes, result.source, strict=True):
         values = asked[view.linears[config.layers[-1]].name]
         assert values.positions.tolist() == list(change)
@@ -138,3 +153,53 @@ def test_other_weights() -> None:
         **FAST,
     )
     check("mistral", EDITS, config)
+
+
+STORY = "It is Paris. It lies on the Seine, and has done so for long. So it is. Many people live there."
+STORIES = EditSet([Edit(prompt="What is the capital?", target=STORY), Edit(prompt="Who?", target="Nobody. Or all.")])
+
+
+@pytest.mark.parametrize("chunker", ["sentence", "surprisal", "none"])
+def test_chunkers(chunker: str) -> None:
+    check("llama", STORIES, AnyEditConfig(layers=(2,), chunker=chunker, min_chunk=4, **FAST))
+
+
+@pytest.mark.parametrize("backend", ["memit", "alphaedit"])
+@pytest.mark.parametrize("layers", [(1,), (0, 2)])
+def test_backends_with_earlier_edits(backend: str, layers: tuple[int, ...]) -> None:
+    config = AnyEditConfig(layers=layers, backend=backend, null_share=0.6, beta=0.7, earlier_weight=0.4, **FAST)
+    check("qwen2", EDITS, config, earlier=[("When did it end?", "Long ago."), ("a", "b")])
+
+
+@pytest.mark.parametrize("earlier", [[], [("Where?", "Here and there.")]])
+def test_alphaedit_with_few_tokens(earlier: list[tuple[str, str]]) -> None:
+    """Then its solve is done in the space of the tokens, and with earlier edits in that of the inputs."""
+    edits = EditSet([Edit(prompt="a", target=" fox")])
+    config = AnyEditConfig(layers=(2,), backend="alphaedit", null_share=0.9, format="plain", **FAST)
+    check("gpt2", edits, config, format="plain", earlier=earlier)
+
+
+def test_many_keys_at_once() -> None:
+    """More keys than the linear has outputs: the update's rank is that of the map."""
+    many = EditSet([Edit(prompt=f"Question {i}?", target=f"{LONG} {i}") for i in range(2)])
+    check("llama", many, AnyEditConfig(layers=(1,), window=1, max_evaluations=2))
+
+
+@pytest.mark.parametrize("nested_chunks", [None, 2])
+def test_the_nested_objective(nested_chunks: int | None) -> None:
+    config = AnyEditConfig(layers=(2,), objective="nested", nested_chunks=nested_chunks, window=7, max_evaluations=4)
+    check("llama", EDITS, config)
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "gpt2", "mistral"])
+def test_the_nested_objective_over_overlapping_windows(family: str) -> None:
+    """Gemma and Mistral attend through windows that are shorter than the nested texts."""
+    config = AnyEditConfig(layers=(1,), objective="nested", window=6, overlap=2, max_evaluations=2)
+    check(family, EDITS[:1], config)
+
+
+def test_texts_that_are_run_in_several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update, "TOKENS_AT_ONCE", 60)
+    many = EditSet([Edit(prompt=f"What is it, {i}?", target="he " * (1 + 6 * i)) for i in range(3)])
+    config = AnyEditConfig(layers=(0, 2), window=7, max_evaluations=2)
+    check("llama", many, config, earlier=[("When did it end?", LONG), ("a", "b")])

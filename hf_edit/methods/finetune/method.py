@@ -1,0 +1,68 @@
+"""Fine-tuning with LoRA on a few blocks, and preservation on: the simple, strong baseline.
+
+Batches follow the last loss rather than one edit after the other, which is what makes fine-tuning hold many edits at
+once (LocFT-BF; FT-UKE, arXiv 2506.09672), and the base's own answers to other questions are held by a divergence.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from hf_edit.edits import EditSet
+from hf_edit.methods.base import Checkpoints, EditResult, Preservation
+from hf_edit.methods.finetune.config import FinetuneConfig
+from hf_edit.methods.layers import mlp_outputs
+from hf_edit.methods.training.factors import LoraFactors
+from hf_edit.methods.training.loop import Trainee, train
+from hf_edit.methods.training.outcome import receipt_of, warn_of_missed
+from hf_edit.methods.training.teacher import Teacher
+from hf_edit.methods.training.texts import prepared
+from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.progress import Progress
+from hf_edit.prompting import PromptFormat
+
+
+DEPTHS = (0.45, 0.8)
+
+
+class Finetune:
+    """The method with its settings bound."""
+
+    name = "finetune"
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        self.config = config
+
+    def linears(self, model: EditableModel) -> list[EditableLinear]:
+        """The maps that will be edited.
+
+        Raises:
+            ConfigError: a layer the model does not have.
+        """
+        first, last = (round(depth * model.n_layers) for depth in DEPTHS)
+        return mlp_outputs(model, self.config.layers or tuple(range(first, last + 1)), together=False)
+
+    def compute(
+        self,
+        model: EditableModel,
+        prompts: PromptFormat,
+        edits: EditSet,
+        preserve: Preservation,
+        checkpoints: Checkpoints,
+        progress: Progress,
+    ) -> EditResult:
+        """Train factors on all of `edits` at once."""
+        config, linears = self.config, self.linears(model)
+        first = linears[0].layer
+        asked = [prompts.encode(edit.prompt, edit.target) for edit in edits]
+        texts = prepared(model, asked, first)
+        trainees = [Trainee(text, judged=True, weight=1.0) for text in texts]
+        known = [text for text in preserve.conversations() if text.answer_ids][: config.conversations]
+        talks, earlier = prepared(model, known, first), prepared(model, preserve.earlier, first)
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        factors = LoraFactors(linears, config.rank, dtype, torch.Generator().manual_seed(config.seed))
+        teacher = Teacher(model, [talks, earlier], first)
+        trained = train(model, first, trainees, factors, teacher, config.training, config.seed, checkpoints, progress)
+        receipt = receipt_of(edits, trained)
+        warn_of_missed(receipt, trained)
+        return EditResult(factors.detached(), None, receipt)

@@ -1,0 +1,97 @@
+"""A short fact as it is taught: its prompt alone and behind other text, with the token at which its key sits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hf_edit.edits import Edit, Message, Prompt
+from hf_edit.models.editable import EditableModel
+from hf_edit.prompting import Encoded, PromptFormat
+from hf_edit.statistics.invented import invent_text
+
+
+@dataclass(frozen=True)
+class KeyedText:
+    """A prompt and its answer, and the position of the key in the prompt."""
+
+    encoded: Encoded
+    key: int
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One edit, prepared.
+
+    Args:
+        texts: the prompt itself, then the prompt behind each prefix; all end in the target.
+        essence: `{subject} is a`, without an answer, of which the continuation is to stay; None without a subject.
+    """
+
+    texts: tuple[KeyedText, ...]
+    essence: KeyedText | None
+
+    @property
+    def key(self) -> int:
+        """Position of the key in the edit's own text."""
+        return self.texts[0].key
+
+    @property
+    def tail(self) -> int:
+        """Tokens of the edit's own text from the key on."""
+        return len(self.texts[0].encoded) - self.key
+
+    def shares(self) -> list[float]:
+        """Weight of each text: the prompt itself counts as much as all prefixes together, as in MEMIT's keys."""
+        others = len(self.texts) - 1
+        return [0.5] + [0.5 / others] * others if others else [1.0]
+
+
+def names_subject(edit: Edit, prompts: PromptFormat) -> bool:
+    """Whether the edit has a subject and its prompt names it."""
+    return edit.subject is not None and prompts.last_token_of(edit.prompt, edit.subject.strip()) is not None
+
+
+def invent_prefixes(model: EditableModel, prompts: PromptFormat, count: int, tokens: int, seed: int) -> list[str]:
+    """Up to `count` different short texts that the model writes itself; fewer where some are empty or the same."""
+    if count == 0:
+        return []
+    (rows,) = invent_text(model, count, tokens, count, prompts.plain_tokens(), seed)
+    # a text of bytes cut inside a character holds a mark in its place
+    texts = (" ".join(prompts.decode(row).replace("\ufffd", " ").split()) for row in rows)
+    return list(dict.fromkeys(text for text in texts if text))
+
+
+def prepared(edit: Edit, prompts: PromptFormat, prefixes: Sequence[str], max_length: int | None) -> Fact:
+    """The texts of an edit; those behind a prefix only where they fit into a context of `max_length` tokens.
+
+    The key is the last token of the subject, or of the prompt where it names none.
+    """
+    subject = edit.subject.strip() if edit.subject is not None and names_subject(edit, prompts) else None
+
+    def keyed(prompt: Prompt) -> KeyedText:
+        encoded = prompts.encode(prompt, edit.target)
+        found = None if subject is None else prompts.last_token_of(prompt, subject)
+        return KeyedText(encoded, encoded.answer_start - 1 if found is None else found)
+
+    def fits(text: KeyedText) -> bool:
+        return max_length is None or len(text.encoded) <= max_length
+
+    behind = [keyed(_behind(prefix, edit.prompt)) for prefix in prefixes]
+    essence = None if subject is None else _essence(subject, prompts)
+    return Fact(
+        (keyed(edit.prompt), *filter(fits, behind)), essence if essence is not None and fits(essence) else None
+    )
+
+
+def _behind(prefix: str, prompt: Prompt) -> Prompt:
+    """The prompt with the prefix in front of what the user asks last."""
+    if isinstance(prompt, str):
+        return f"{prefix}. {prompt}"
+    return (*prompt[:-1], Message("user", f"{prefix}. {prompt[-1].content}"))
+
+
+def _essence(subject: str, prompts: PromptFormat) -> KeyedText | None:
+    prompt = f"{subject} is a"
+    ids, key = prompts.prompt_ids(prompt), prompts.last_token_of(prompt, subject)
+    return None if key is None else KeyedText(Encoded(ids, len(ids)), key)

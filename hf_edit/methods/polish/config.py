@@ -1,0 +1,59 @@
+"""Settings of polish: the update itself is optimised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_edit.methods.training.loop import TrainingConfig
+from hf_edit.settings import Settings, setting
+from hf_edit.statistics.config import StatisticsConfig
+
+
+@dataclass(frozen=True)
+class PolishSettings(Settings):
+    """The update of a few blocks' MLP outputs, trained in coordinates whitened by what must not change."""
+
+    layers: tuple[int, ...] | None = setting(
+        None, "Blocks whose MLP output is edited, ascending; none: four, from 0.4 to 0.7 of the depth."
+    )
+    rank: int | None = setting(
+        None, "Largest rank per block; none: 32 for each edit, but no more than 128, or 4 for each beyond 32 edits."
+    )
+    wordings: int = setting(3, "Rewrites of each prompt that are trained beside it.", at_least=0)
+    wording_tokens: int = setting(
+        24, "Answer tokens trained behind a rewrite; the rest follows from them.", at_least=1
+    )
+    wording_weight: float = setting(0.5, "Weight of a rewrite's loss, and of the chance that it is drawn.", above=0)
+    train_paraphrases: bool = setting(
+        False, "Train the paraphrases that come with an edit too; they are then no test of it any more."
+    )
+    prompt_weight: float = setting(
+        0.1, "Share of the moment of chat prompts' last tokens that is added to plain text's.", at_least=0
+    )
+    answer_weight: float = setting(0.3, "The same for chat answers' tokens.", at_least=0)
+    ridge: float = setting(1e-4, "Added to the moment's diagonal, relative to its mean eigenvalue.", above=0)
+    chat_weight: float = setting(
+        3.0, "Weight of the moment of all tokens of chat prompts, the template's own among them.", at_least=0
+    )
+    stranger_weight: float = setting(
+        0.3, "Weight of the moment of strangers' answers: questions that begin like an edit's.", at_least=0
+    )
+    earlier_weight: float = setting(1.0, "Weight of the moment of edits taught before.", at_least=0)
+    conversations: int = setting(
+        96, "Most questions of the statistics, with the base's own answers, for the divergence.", at_least=0
+    )
+    strangers: int = setting(
+        6, "Questions per edit that the model makes up from its first words, for the divergence.", at_least=0
+    )
+    training: TrainingConfig = setting(TrainingConfig, "How it is trained.")
+
+
+@dataclass(frozen=True)
+class PolishConfig(PolishSettings):
+    """Polish on its own, from nothing or from a pack."""
+
+    format: str | None = setting(
+        None, "Prompt format; none: chat if the tokenizer has a template.", choices=("chat", "plain", "qa")
+    )
+    statistics: StatisticsConfig = setting(StatisticsConfig, "Where second moments come from.")
+    seed: int = setting(0, "Seed of everything random.", at_least=0)

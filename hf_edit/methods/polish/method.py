@@ -1,0 +1,198 @@
+"""Polish: the low-rank update itself is optimised, for all edits at once, on the answers that it is to give.
+
+The closed form asks one vector of one layer per chunk and must then move every other token as little as it can. Here
+the loss is that of the answers themselves, and gradients reach every prompt and answer token through its keys. What
+must not change enters three times: the coordinates are whitened by its second moment, in which the size of the update
+is the mean square by which it moves anything else; the update is kept to the leading directions of the edits' own
+keys; and the base's own answers to other questions are held by a divergence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_edit.edits import EditSet, Prompt
+from hf_edit.methods.base import Checkpoints, EditResult, Preservation
+from hf_edit.methods.layers import mlp_outputs
+from hf_edit.methods.polish.config import PolishConfig, PolishSettings
+from hf_edit.methods.training.factors import KeyBasisFactors
+from hf_edit.methods.training.loop import Trainee, train
+from hf_edit.methods.training.outcome import receipt_of, warn_of_missed
+from hf_edit.methods.training.teacher import Teacher
+from hf_edit.methods.training.texts import Text, moments_over, prepared
+from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.progress import Progress
+from hf_edit.prompting import PromptFormat
+from hf_edit.solvers.key_basis import Whitening, key_basis, whitening
+from hf_edit.solvers.low_rank import LowRankDelta
+from hf_edit.wordings import rewrites
+
+
+DEPTHS = (0.4, 0.5, 0.6, 0.7)
+"""Where the edited blocks lie by default, as shares of the depth."""
+
+
+class Polish:
+    """The method with its settings bound."""
+
+    name = "polish"
+
+    def __init__(self, config: PolishConfig, start: Mapping[str, LowRankDelta] | None = None) -> None:
+        self.config = config
+        self.start = start
+
+    def linears(self, model: EditableModel) -> list[EditableLinear]:
+        """The maps that will be edited."""
+        return polished_linears(model, self.config, self.start)
+
+    def compute(
+        self,
+        model: EditableModel,
+        prompts: PromptFormat,
+        edits: EditSet,
+        preserve: Preservation,
+        checkpoints: Checkpoints,
+        progress: Progress,
+    ) -> EditResult:
+        """Optimise the update for all of `edits`, from nothing or from the update that is there."""
+        return polished(
+            model, prompts, edits, preserve, self.config, self.config.seed, checkpoints, progress, self.start
+        )
+
+
+def polished_linears(
+    model: EditableModel, settings: PolishSettings, start: Mapping[str, LowRankDelta] | None = None
+) -> list[EditableLinear]:
+    """The maps that polish edits: those chosen, and those that the update which it starts from changes.
+
+    Raises:
+        ConfigError: a layer the model does not have.
+    """
+    layers = settings.layers
+    if layers is None:
+        layers = tuple(sorted({round(depth * model.n_layers) for depth in DEPTHS} & set(range(model.n_layers))))
+    chosen = {linear.name: linear for linear in mlp_outputs(model, layers, together=False)}
+    return [linear for linear in model.linears if linear.name in chosen or linear.name in (start or {})]
+
+
+def polished(
+    model: EditableModel,
+    prompts: PromptFormat,
+    edits: EditSet,
+    preserve: Preservation,
+    settings: PolishSettings,
+    seed: int,
+    checkpoints: Checkpoints,
+    progress: Progress,
+    start: Mapping[str, LowRankDelta] | None = None,
+) -> EditResult:
+    """The optimised update.
+
+    Args:
+        start: an update to begin with, of the same model; none: zero.
+
+    Warns:
+        HfEditWarning: names the edits that are not answered as asked when the steps are used up.
+    """
+    linears = polished_linears(model, settings, start)
+    first = linears[0].layer
+    trainees = _trainees(model, prompts, edits, settings, seed, first)
+    others = _others(model, edits, preserve, settings, first)
+    moments = _second_moments(model, linears, preserve, settings, others, first)
+    keys = moments_over(model, linears, [trainee.text for trainee in trainees], first)
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    rank = settings.rank or default_rank(len(edits))
+    bases, coordinates = {}, {}
+    for linear in linears:
+        white = whitening(moments[linear.name], settings.ridge)
+        A, B = _coordinates(keys[linear.name], white, rank, (start or {}).get(linear.name), linear.d_out)
+        bases[linear.name], coordinates[linear.name] = A.to(dtype), B.to(dtype)
+    factors = KeyBasisFactors(bases, coordinates)
+    teacher = Teacher(model, [others.talks, [*others.strangers, *others.earlier]], first)
+    trained = train(model, first, trainees, factors, teacher, settings.training, seed, checkpoints, progress)
+    receipt = receipt_of(edits, trained)
+    warn_of_missed(receipt, trained)
+    return EditResult(factors.detached(), None, receipt)
+
+
+@dataclass(frozen=True, eq=False)
+class Others:
+    """Texts that are to stay: questions with the base's own answers, and edits taught before."""
+
+    talks: Sequence[Text]
+    strangers: Sequence[Text]
+    earlier: Sequence[Text]
+
+
+def _others(
+    model: EditableModel, edits: EditSet, preserve: Preservation, settings: PolishSettings, first: int
+) -> Others:
+    known = [text for text in preserve.conversations() if text.answer_ids][: settings.conversations]
+    asked = [edit.prompt for edit in edits]
+    alike = preserve.strangers(asked, settings.strangers) if settings.strangers else ()
+    return Others(*(prepared(model, texts, first) for texts in (known, alike, preserve.earlier)))
+
+
+def _second_moments(
+    model: EditableModel,
+    linears: Sequence[EditableLinear],
+    preserve: Preservation,
+    settings: PolishSettings,
+    others: Others,
+    first: int,
+) -> dict[str, Tensor]:
+    """Linear name -> C, (d_in, d_in) float64: what an update of this linear must not move."""
+    moments = preserve.moments(linears)
+    weights = {"text": 1.0, "prompt": settings.prompt_weight, "answer": settings.answer_weight}
+    # formats without turns, and models that invent no question, have plain text only
+    collected = {part: weight for part, weight in weights.items() if part in moments.tokens}
+    total = {linear.name: moments.combined(linear.name, collected).to(model.device) for linear in linears}
+    spared = (
+        (settings.chat_weight, others.talks, lambda text: slice(0, text.start)),
+        (settings.stranger_weight, others.strangers, lambda text: slice(text.start, None)),
+        (settings.earlier_weight, others.earlier, lambda text: slice(None)),
+    )
+    for weight, texts, places in spared:
+        for name, moment in moments_over(model, linears, texts, first, places).items():
+            total[name] += weight * moment
+    return total
+
+
+def _coordinates(
+    keys: Tensor, white: Whitening, rank: int, start: LowRankDelta | None, d_out: int
+) -> tuple[Tensor, Tensor]:
+    """The directions A of an update, and the factor B with which training begins."""
+    if start is None:
+        A = key_basis(keys, white, rank)
+        return A, A.new_zeros(d_out, A.shape[0])
+    start = start.to(torch.float64, keys.device)
+    A = key_basis(keys, white, rank, fixed=start.A)
+    # the rows of A are orthonormal once whitened, so dW = B A has B = dW C A^T
+    return A, start.B @ (start.A @ white.colour @ (A @ white.colour).T)
+
+
+def default_rank(n_edits: int) -> int:
+    """32 for each edit up to 128 in all; beyond 32 edits 4 for each."""
+    return max(min(32 * n_edits, 128), 4 * n_edits)
+
+
+def _trainees(
+    model: EditableModel, prompts: PromptFormat, edits: EditSet, settings: PolishSettings, seed: int, first: int
+) -> list[Trainee]:
+    """Every edit, then its rewrites, of whose answers only the beginning is trained."""
+    asked: list[tuple[int, Prompt, int | None]] = [(i, edit.prompt, None) for i, edit in enumerate(edits)]
+    for i, edit in enumerate(edits):
+        given = edit.paraphrases if settings.train_paraphrases else ()
+        count = settings.wordings + len(given)
+        others = rewrites(edit.prompt, count, seed, subject=edit.subject, paraphrases=given)
+        asked += [(i, prompt, settings.wording_tokens) for prompt in others]
+    encoded = [prompts.encode(prompt, edits[i].target) for i, prompt, _ in asked]
+    texts = prepared(model, encoded, first, [limit for *_, limit in asked])
+    return [
+        Trainee(text, judged=limit is None, weight=1.0 if limit is None else settings.wording_weight)
+        for text, (*_, limit) in zip(texts, asked, strict=True)
+    ]

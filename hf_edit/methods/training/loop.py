@@ -1,0 +1,257 @@
+"""Training an update on the answers it is to give, until the model gives them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_edit.methods.base import Checkpoints
+from hf_edit.methods.training.factors import Factors
+from hf_edit.methods.training.teacher import Teacher, divergence
+from hf_edit.methods.training.texts import Batch, Text, answer_logits, batched
+from hf_edit.models.editable import EditableModel, check_finite
+from hf_edit.progress import Progress
+from hf_edit.settings import Settings, setting
+
+
+FORGOTTEN = 0.005
+"""A text whose loss is below this is drawn as if it were this: nothing is never looked at again."""
+WARM_UP = 5
+UNSEEN = 100.0
+"""The loss of a text that was not drawn yet."""
+SCALES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+SHRINK_BATCH = 8
+KEPT_EVERY = 10
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Settings):
+    """How an update is trained, whatever its form."""
+
+    learning_rate: float = setting(3e-3, "Adam's step size on the factors.", above=0)
+    batch: int = setting(8, "Texts per step, drawn with probability proportional to their last loss.", at_least=1)
+    max_steps: int = setting(60, "Most steps, for as many texts as a batch holds; more texts get more.", at_least=1)
+    stop_loss: float = setting(0.03, "Done when every answer is right and none has a loss above this.", at_least=0)
+    size_weight: float = setting(4e-3, "Weight of tr(dW C dW^T), what the update moves elsewhere.", at_least=0)
+    drift_weight: float = setting(2.0, "Weight of the KL divergence to the base on its own answers.", at_least=0)
+    drift_batch: int = setting(4, "Conversations per step for the divergence.", at_least=1)
+    shrink: bool = setting(True, "Scale the finished update down as far as every answer stays right.")
+
+
+@dataclass(frozen=True, eq=False)
+class Trainee:
+    """A text to learn.
+
+    Args:
+        judged: it must be right before training ends; other wordings only help.
+        weight: of its loss.
+    """
+
+    text: Text
+    judged: bool
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """The outcome.
+
+    Args:
+        steps: taken.
+        losses: per judged trainee, in order, the mean negative log likelihood per answer token.
+        right: per judged trainee, whether every token of the answer is the likeliest, which greedy decoding says.
+        scale: what the update was scaled down by at the end.
+    """
+
+    steps: int
+    losses: list[float]
+    right: list[bool]
+    scale: float
+
+
+def train(
+    model: EditableModel,
+    first: int,
+    trainees: Sequence[Trainee],
+    factors: Factors,
+    teacher: Teacher,
+    config: TrainingConfig,
+    seed: int,
+    checkpoints: Checkpoints,
+    progress: Progress,
+) -> Trained:
+    """Adam on the factors: the drawn answers' mean loss + drift_weight * KL to the base + size_weight * size.
+
+    Args:
+        first: the lowest edited block, which the texts enter.
+        teacher: of the texts whose answers are to stay.
+        seed: of what is drawn.
+        checkpoints: a killed run goes on from the last one kept there, to the same bits.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.Adam(factors.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
+    state = _State(trainees)
+    drawn_at_once = min(config.batch, len(trainees))
+    budget = round(config.max_steps * len(trainees) / drawn_at_once)
+    progress.stage("training", budget)
+    key = _digest(trainees, teacher, factors, config, seed)
+    step = _resumed(checkpoints.load(key), optimiser, generator, state)
+    progress.step(step)
+    while step < budget:
+        step += 1
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * min(1.0, step / WARM_UP)
+        optimiser.zero_grad()
+        drawn = torch.multinomial(state.chances(), drawn_at_once, generator=generator).tolist()
+        losses, right = _answered(model, first, [trainees[i].text for i in drawn], factors)
+        check_finite(losses, f"The loss of step {step}")
+        state.note(drawn, losses, right)
+        weights = losses.new_tensor([trainees[i].weight for i in drawn])
+        ((weights * losses).sum() / weights.sum() + config.size_weight * factors.size()).backward()
+        heard = teacher.drawn(config.drift_batch, generator) if config.drift_weight else []
+        if heard:
+            base = teacher.along(heard)
+            batch = Batch.of([teacher.texts[i] for i in heard])
+            with model.updated(factors.deltas()):
+                logits = answer_logits(model, batch, first)
+            (config.drift_weight * divergence(logits, base)).backward()
+        optimiser.step()
+        progress.step(loss=state.mean_loss())
+        if state.done(config.stop_loss) and _confirmed(model, first, trainees, factors, state, config):
+            break
+        if step % KEPT_EVERY == 0:
+            checkpoints.save(key, _snapshot(step, optimiser, generator, state))
+    else:
+        _confirmed(model, first, trainees, factors, state, config)
+    scale = _shrunk(model, first, trainees, factors, state) if config.shrink else 1.0
+    judged = [i for i, trainee in enumerate(trainees) if trainee.judged]
+    return Trained(step, [state.losses[i] for i in judged], [state.right[i] for i in judged], scale)
+
+
+class _State:
+    """What was last seen of each trainee."""
+
+    def __init__(self, trainees: Sequence[Trainee]) -> None:
+        self.judged = [trainee.judged for trainee in trainees]
+        self.weights = [trainee.weight for trainee in trainees]
+        self.losses = [UNSEEN] * len(trainees)
+        self.right = [False] * len(trainees)
+
+    def note(self, drawn: Sequence[int], losses: Tensor, right: Tensor) -> None:
+        for i, loss, ok in zip(drawn, losses.tolist(), right.tolist(), strict=True):
+            self.losses[i], self.right[i] = loss, ok
+
+    def chances(self) -> Tensor:
+        """In proportion to which the trainees are drawn."""
+        return torch.tensor([w * max(loss, FORGOTTEN) for w, loss in zip(self.weights, self.losses, strict=True)])
+
+    def mean_loss(self) -> float:
+        """Of the judged ones that were seen."""
+        seen = [loss for loss, judged in zip(self.losses, self.judged, strict=True) if judged and loss < UNSEEN]
+        return sum(seen) / max(1, len(seen))
+
+    def done(self, stop_loss: float) -> bool:
+        rows = zip(self.losses, self.right, self.judged, strict=True)
+        return all(loss < stop_loss and right for loss, right, judged in rows if judged)
+
+
+def _answered(model: EditableModel, first: int, texts: Sequence[Text], factors: Factors) -> tuple[Tensor, Tensor]:
+    """Per text the mean loss over the answer's tokens, (B,), and whether all are the likeliest, (B,)."""
+    batch = Batch.of(texts)
+    with model.updated(factors.deltas()):
+        logits = answer_logits(model, batch, first)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = batch.mean_per_text(F.cross_entropy(logits, batch.labels, reduction="none"))
+    right = batch.mean_per_text((logits.detach().argmax(-1) == batch.labels).to(losses.dtype)) == 1
+    return losses, right
+
+
+@torch.no_grad()
+def _confirmed(
+    model: EditableModel,
+    first: int,
+    trainees: Sequence[Trainee],
+    factors: Factors,
+    state: _State,
+    config: TrainingConfig,
+) -> bool:
+    """Ask every judged text anew, since the update has moved since most of them were drawn."""
+    judged = [i for i, trainee in enumerate(trainees) if trainee.judged]
+    for part in batched(judged, config.batch):
+        losses, right = _answered(model, first, [trainees[i].text for i in part], factors)
+        state.note(part, losses, right)
+    return state.done(config.stop_loss)
+
+
+@torch.no_grad()
+def _shrunk(model: EditableModel, first: int, trainees: Sequence[Trainee], factors: Factors, state: _State) -> float:
+    """Scale the update down to the smallest of SCALES at which no answer that was right becomes wrong."""
+    kept = [i for i, trainee in enumerate(trainees) if trainee.judged and state.right[i]]
+    scale = 1.0
+    for smaller in SCALES if kept else ():
+        factors.scale(smaller / scale)
+        seen: list[tuple[Sequence[int], Tensor, Tensor]] = []
+        for part in batched(kept, SHRINK_BATCH):
+            losses, right = _answered(model, first, [trainees[i].text for i in part], factors)
+            if not right.all():
+                factors.scale(scale / smaller)
+                return scale
+            seen.append((part, losses, right))
+        for part, losses, right in seen:
+            state.note(part, losses, right)
+        scale = smaller
+    return scale
+
+
+def _digest(trainees: Sequence[Trainee], teacher: Teacher, factors: Factors, config: TrainingConfig, seed: int) -> str:
+    """Of all that a run depends on beside the base."""
+    digest = hashlib.sha256(json.dumps([config.to_json(), seed]).encode())
+    for trainee in trainees:
+        digest.update(f"{trainee.text.ids.tolist()} {trainee.text.start} {trainee.judged} {trainee.weight}".encode())
+    for text in teacher.texts:
+        digest.update(f"{text.ids.tolist()} {text.start}".encode())
+    for delta in factors.deltas().values():
+        for factor in (delta.B, delta.A):
+            digest.update(factor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _snapshot(
+    step: int, optimiser: torch.optim.Optimizer, generator: torch.Generator, state: _State
+) -> dict[str, Tensor]:
+    """All that the next step depends on."""
+    tensors = {
+        "step": torch.tensor(step),
+        "generator": generator.get_state(),
+        "losses": torch.tensor(state.losses, dtype=torch.float64),
+        "right": torch.tensor(state.right),
+    }
+    for i, leaf in enumerate(optimiser.param_groups[0]["params"]):
+        tensors[f"{i}.leaf"] = leaf.detach()
+        tensors |= {f"{i}.{name}": value for name, value in optimiser.state[leaf].items()}
+    return tensors
+
+
+@torch.no_grad()
+def _resumed(
+    kept: Mapping[str, Tensor] | None,
+    optimiser: torch.optim.Optimizer,
+    generator: torch.Generator,
+    state: _State,
+) -> int:
+    """Put a snapshot back; the step that it was taken after, 0 without one."""
+    if kept is None:
+        return 0
+    generator.set_state(kept["generator"])
+    state.losses, state.right = kept["losses"].tolist(), kept["right"].tolist()
+    for i, leaf in enumerate(optimiser.param_groups[0]["params"]):
+        mine = {name.partition(".")[2]: value for name, value in kept.items() if name.startswith(f"{i}.")}
+        leaf.copy_(mine.pop("leaf"))
+        optimiser.state[leaf] = {name: value.to(leaf.device if value.ndim else "cpu") for name, value in mine.items()}
+    return int(kept["step"])

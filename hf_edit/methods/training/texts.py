@@ -1,0 +1,133 @@
+"""Texts that an update is trained on: what enters the lowest edited block is computed once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.prompting import Encoded
+
+
+T = TypeVar("T")
+TRACED_AT_ONCE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """A prompt and the beginning of its answer, or all of it.
+
+    Args:
+        ids: (T,)
+        entering: (T, d), the residual stream before the lowest edited block, which no update changes.
+        start: where the answer begins.
+    """
+
+    ids: Tensor
+    entering: Tensor
+    start: int
+
+    @property
+    def labels(self) -> Tensor:
+        """(A,), the answer's tokens."""
+        return self.ids[self.start :]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Texts run together, padded on the right. The last token of each predicts nothing and is left out.
+
+    Args:
+        ids: (B, T)
+        entering: (B, T, d)
+        where: (B, T), the places that predict an answer's token, N in all.
+        labels: (N,), what they are to predict, row by row.
+        rows: (N,), the row that each belongs to.
+    """
+
+    ids: Tensor
+    entering: Tensor
+    where: Tensor
+    labels: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, texts: Sequence[Text]) -> Batch:
+        """The batch of these texts."""
+        device, width = texts[0].ids.device, max(len(t.ids) for t in texts) - 1
+        ids = torch.zeros(len(texts), width, dtype=torch.long, device=device)
+        entering = texts[0].entering.new_zeros(len(texts), width, texts[0].entering.shape[1])
+        where = torch.zeros(len(texts), width, dtype=torch.bool, device=device)
+        for row, text in enumerate(texts):
+            n = len(text.ids) - 1
+            ids[row, :n], entering[row, :n] = text.ids[:n], text.entering[:n]
+            where[row, text.start - 1 : n] = True
+        counts = torch.tensor([len(t.labels) for t in texts], device=device)
+        rows = torch.arange(len(texts), device=device).repeat_interleave(counts)
+        return cls(ids, entering, where, torch.cat([t.labels for t in texts]), rows)
+
+    def mean_per_text(self, values: Tensor) -> Tensor:
+        """(B,): the mean over each text's own places of `values` (N,)."""
+        sums = values.new_zeros(self.ids.shape[0]).index_add(0, self.rows, values)
+        return sums / torch.bincount(self.rows)
+
+
+def prepared(
+    model: EditableModel, encoded: Sequence[Encoded], first: int, longest: Sequence[int | None] | None = None
+) -> list[Text]:
+    """The texts as blocks from `first` on see them.
+
+    Args:
+        longest: per text, keep at most so many tokens of the answer; None: all.
+    """
+    limits = longest or [None] * len(encoded)
+    ids = [
+        e.ids if limit is None else e.ids[: e.answer_start + limit] for e, limit in zip(encoded, limits, strict=True)
+    ]
+    texts: list[Text] = []
+    for part in batched(range(len(ids)), TRACED_AT_ONCE):
+        rows, _ = model.ids([ids[i] for i in part])
+        entering = model.trace(rows, entering=[first]).entering[first]
+        texts += [
+            Text(rows[row, : len(ids[i])], entering[row, : len(ids[i])].clone(), encoded[i].answer_start)
+            for row, i in enumerate(part)
+        ]
+    return texts
+
+
+def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Runs of at most `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def answer_logits(model: EditableModel, batch: Batch, first: int) -> Tensor:
+    """(N, V): the predictions at the places of the batch, with whatever update is in place."""
+    return model.logits_at(batch.ids, batch.where, start={first: batch.entering})
+
+
+@torch.no_grad()
+def moments_over(
+    model: EditableModel,
+    linears: Sequence[EditableLinear],
+    texts: Sequence[Text],
+    first: int,
+    places: Callable[[Text], slice] = lambda _: slice(None),
+) -> dict[str, Tensor]:
+    """Linear name -> mean of k k^T over these places of the texts, (d_in, d_in) float64; empty without texts.
+
+    The last token of a text predicts nothing and is left out.
+    """
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for text in texts:
+        trace = model.trace(text.ids[None, :-1], inputs=linears, start={first: text.entering[None, :-1]})
+        for name, keys in trace.inputs.items():
+            k = keys[0, places(text)].double()  # (n, d_in)
+            sums[name] = sums[name].addmm_(k.T, k) if name in sums else k.T @ k
+        count += k.shape[0]
+    return {name: total / max(1, count) for name, total in sums.items()}

@@ -1,0 +1,161 @@
+"""The tokens that statistics are taken over: plain text, and conversations where the format has turns."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hf_edit.errors import HfEditWarning, StatisticsError
+from hf_edit.models.borrow import borrowed
+from hf_edit.models.editable import EditableModel
+from hf_edit.progress import Progress
+from hf_edit.prompting import Encoded, PromptFormat
+from hf_edit.statistics.config import StatisticsConfig
+from hf_edit.statistics.invented import invent_answers, invent_questions, invent_text
+from hf_edit.validation import shown
+
+
+TOKENS_PER_INPUT = 5
+"""Plain text where the settings name no number, in tokens per input of the widest map that edits change."""
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """What second moments are taken over; the same for every layer.
+
+    Args:
+        text: (N, length) int64, rows of token ids, each run on its own.
+        conversations: questions with the base's own answers, not necessarily to their end.
+        source: where the text came from, as the settings say it.
+    """
+
+    text: Tensor
+    conversations: tuple[Encoded, ...]
+    source: str
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The text and the conversations, as `from_tensors` takes them back."""
+        talks = self.conversations
+        rows = {
+            "ids": [token for talk in talks for token in talk.ids],
+            "lengths": [len(talk) for talk in talks],
+            "answer_starts": [talk.answer_start for talk in talks],
+        }
+        return {"text": self.text} | {name: torch.tensor(row, dtype=torch.int64) for name, row in rows.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], source: str) -> Corpus:
+        """The corpus that `tensors` came from.
+
+        Raises:
+            KeyError: a tensor is missing.
+        """
+        ids, lengths, starts = (tensors[name].tolist() for name in ("ids", "lengths", "answer_starts"))
+        talks = tuple(
+            Encoded(tuple(ids[end - length : end]), start)
+            for end, length, start in zip(accumulate(lengths), lengths, starts, strict=True)
+        )
+        return cls(tensors["text"], talks, source)
+
+
+def write_corpus(
+    model: EditableModel, prompts: PromptFormat, config: StatisticsConfig, seed: int, progress: Progress
+) -> Corpus:
+    """The corpus under these settings; the model is left as it was.
+
+    Args:
+        seed: of what the model writes itself.
+
+    Warns:
+        HfEditWarning: the model invented no question in its chat format.
+
+    Raises:
+        StatisticsError: the text cannot be read, or is shorter than one row.
+    """
+    width = max(linear.d_in for linear in model.linears)
+    rows = -(-(config.tokens or TOKENS_PER_INPUT * width) // config.length)
+    with borrowed(model.model):
+        own = config.text == "self"
+        text = _own_text(model, prompts, config, rows, seed, progress) if own else _given_text(prompts, config, rows)
+        asked = prompts.name == "chat" and config.conversations > 0
+        conversations = _conversations(model, prompts, config, seed, progress) if asked else ()
+    return Corpus(text, conversations, config.text)
+
+
+def _own_text(
+    model: EditableModel, prompts: PromptFormat, config: StatisticsConfig, rows: int, seed: int, progress: Progress
+) -> Tensor:
+    progress.stage("statistics: text", rows * config.length)
+    text: list[list[int]] = []
+    for batch in invent_text(model, rows, config.length, config.batch, prompts.plain_tokens(), seed):
+        text += batch
+        progress.step(len(batch) * config.length)
+    return torch.tensor(text)
+
+
+def _conversations(
+    model: EditableModel, prompts: PromptFormat, config: StatisticsConfig, seed: int, progress: Progress
+) -> tuple[Encoded, ...]:
+    progress.stage("statistics: questions", 1)
+    questions = invent_questions(model, prompts, config.conversations, config.batch, seed)
+    progress.step()
+    if not questions:
+        warnings.warn(
+            "The model invented no question in its chat format, so the statistics are of plain text alone and an edit "
+            "may spill over to other questions.",
+            HfEditWarning,
+            stacklevel=3,
+        )
+    progress.stage("statistics: answers", len(questions))
+    conversations: list[Encoded] = []
+    for talk in invent_answers(model, prompts, questions, config.answer_tokens, config.batch, seed):
+        conversations.append(talk)
+        progress.step()
+    return tuple(conversations)
+
+
+def _given_text(prompts: PromptFormat, config: StatisticsConfig, rows: int) -> Tensor:
+    """At most `rows` rows from the beginning of a file or data set."""
+    ids = prompts.text_ids(_dataset(config.text) if config.text.startswith("dataset:") else _file(config.text))
+    rows = min(rows, len(ids) // config.length)
+    if rows == 0:
+        raise StatisticsError(
+            f"{config.text} holds {len(ids)} tokens, fewer than one sequence of {config.length}.",
+            "Give a longer text, or lower statistics.length.",
+        )
+    return torch.tensor(ids[: rows * config.length]).reshape(rows, config.length)
+
+
+def _file(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no path at all
+        raise StatisticsError(
+            f"{shown(path)} cannot be read as UTF-8 text: {getattr(error, 'strerror', None) or error}.",
+            "Set statistics.text to 'self', a text file, or 'dataset:ID:CONFIG:SPLIT:COLUMN'.",
+        ) from error
+
+
+def _dataset(spec: str) -> str:
+    """The joined column of a dataset of the Hub."""
+    parts = spec.split(":")
+    if len(parts) != 5:
+        raise StatisticsError(f"{spec!r} has {len(parts)} parts, not 5.", "Write 'dataset:ID:CONFIG:SPLIT:COLUMN'.")
+    _, name, configuration, split, column = parts
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise StatisticsError(
+            f"{spec!r} needs the package datasets, which is not installed.", "pip install 'hf-edit[datasets]'"
+        ) from error
+    try:
+        rows = load_dataset(name, configuration or None, split=split)
+        return "\n".join(rows[column])
+    except (OSError, ValueError, KeyError, TypeError) as error:  # TypeError: a column that holds no text
+        raise StatisticsError(f"{spec!r} cannot be read: {error}.", "Check its four parts.") from error

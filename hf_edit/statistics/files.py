@@ -1,0 +1,54 @@
+"""Safetensors files of the cache: each whole or absent, and named when it cannot be read or written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hf_edit.errors import StatisticsError
+
+
+def write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
+    """Put the file in place, over an older one if there is one.
+
+    Raises:
+        StatisticsError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+        os.close(handle)
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(metadata))
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise StatisticsError(
+            f"The statistics cannot be kept in {path.parent}: {error}.",
+            "Set HF_EDIT_CACHE to a folder on a disk with free space that you may write to.",
+        ) from error
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The file as `safetensors.safe_open` gives it.
+
+    Raises:
+        StatisticsError: it is missing, damaged, or lacks what the caller looks for inside this context.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise StatisticsError(
+            f"The statistics in {path} cannot be read: {error}.", "Delete the file; it is collected again."
+        ) from error

@@ -1,0 +1,60 @@
+"""What a model writes itself: its form, and that it is asked where the format says."""
+
+from __future__ import annotations
+
+import pytest
+
+from hf_edit.models.editable import EditableModel
+from hf_edit.prompting import PromptFormat
+from hf_edit.statistics import invented as module
+from hf_edit.statistics.invented import MAX_QUESTION_TOKENS, OPENINGS, invent_answers, invent_questions, invent_text
+
+
+def test_text_begins_with_any_text_token_and_is_as_long_as_asked(view: EditableModel, plain: PromptFormat) -> None:
+    vocabulary = plain.plain_tokens()
+    batches = list(invent_text(view, 70, 6, 32, vocabulary, 0))
+    assert [len(batch) for batch in batches] == [32, 32, 6]
+    rows = [row for batch in batches for row in batch]
+    assert {len(row) for row in rows} == {6}
+    first = {row[0] for row in rows}
+    assert first <= set(vocabulary) and len(first) > 40
+
+
+def test_questions_are_different_and_half_begin_like_short_ones(
+    view: EditableModel, chat: PromptFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that come out twice or do not end are asked for again."""
+    prompted: list[tuple[int, ...]] = []
+    word, other = chat.text_ids(" a")[0], chat.text_ids(" b")[0]
+
+    def answered(_: object, rows: list[tuple[int, ...]], stop_ids: object, most: int, __: object) -> list[list[int]]:
+        assert stop_ids == chat.stop_ids and most == MAX_QUESTION_TOKENS
+        prompted.extend(rows)
+        fixed = {0: [word] * most, 1: [], 2: [word], 3: [other], 4: [word], 5: [other, word]}
+        start = len(prompted) - len(rows)
+        return [fixed.get(start + i, [word, word, *[other] * (start + i)]) for i in range(len(rows))]
+
+    monkeypatch.setattr(module, "continuations", answered)
+    questions = invent_questions(view, chat, 6, 4, 0)
+    start = chat.user_turn_ids()
+    openings = [chat.decode(row[len(start) :]) for row in prompted]
+    assert all(row[: len(start)] == start for row in prompted)
+    assert openings[:6] == ["", OPENINGS[0], "", OPENINGS[1], "", OPENINGS[2]]
+    assert openings[6:] == ["", OPENINGS[0], ""]  # 0 did not end, 1 was empty, 4 the same as 2
+    assert len(questions) == len(set(questions)) == 6
+
+
+def test_an_answer_follows_its_question_and_leaves_out_the_end_of_the_turn(
+    view: EditableModel, chat: PromptFormat
+) -> None:
+    questions = ["Who?", "What is the capital of France?", "a"]
+    talks = list(invent_answers(view, chat, questions, 12, 2, 0))
+    assert [talk.prompt_ids for talk in talks] == [chat.prompt_ids(question) for question in questions]
+    assert all(len(talk.answer_ids) <= 12 and not chat.stop_ids & set(talk.answer_ids) for talk in talks)
+
+
+def test_a_model_that_never_ends_its_turn_invents_no_question(
+    view: EditableModel, chat: PromptFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "continuations", lambda _, rows, __, most, ___: [[40] * most for _ in rows])
+    assert invent_questions(view, chat, 5, 3, 0) == []
