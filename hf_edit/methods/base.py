@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from hf_edit.edits import EditSet, Prompt
+from hf_edit.edits import Edit, EditSet
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded, PromptFormat
@@ -62,13 +62,10 @@ class Preservation(Protocol):
         """Second moments of the inputs of these linears, from a cache or by collecting them."""
 
     def conversations(self) -> Sequence[Encoded]:
-        """Questions with the base's own answers, not necessarily to their end; none where the format has no turns."""
+        """Questions with the base's own answers, not necessarily to their end; pieces of text without turns."""
 
-    def strangers(self, questions: Sequence[Prompt], count: int) -> Sequence[Encoded]:
-        """Questions of the same kind as these, up to `count` for each, with the base's own answers.
-
-        They begin with the same words and go on otherwise; none where the format has no turns.
-        """
+    def strangers(self, edits: Sequence[Edit], count: int) -> Sequence[Encoded]:
+        """Questions of the same kind as those of `edits`, up to `count` for each, with the base's own answers."""
 
 
 class Checkpoints(Protocol):

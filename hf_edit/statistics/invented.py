@@ -15,6 +15,7 @@ import torch
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.generation import Choice, continuations, sampling
 from hf_edit.prompting import Encoded, PromptFormat
+from hf_edit.statistics.config import StatisticsConfig
 
 
 T = TypeVar("T")
@@ -68,29 +69,36 @@ def invent_questions(model: EditableModel, prompts: PromptFormat, count: int, ba
 
 
 def invent_alike(
-    model: EditableModel, prompts: PromptFormat, questions: Sequence[str], count: int, batch: int, seed: int
+    model: EditableModel,
+    prompts: PromptFormat,
+    questions: Sequence[str],
+    count: int,
+    config: StatisticsConfig,
+    seed: int,
 ) -> list[str]:
     """Questions of the same kind as these, up to `count` for each: they begin alike and go on as the model likes.
 
-    One that is still going on after `MAX_QUESTION_TOKENS` ends there, at a word.
+    One that is still going on after `MAX_QUESTION_TOKENS` ends there, at a word. Where the format has no turns, the
+    beginnings themselves.
     """
-    start, choose = prompts.user_turn_ids(), _choice(seed)
     generator = random.Random(seed)
-    openings: list[tuple[int, ...]] = []
+    openings: list[str] = []
     for question in questions:
         words = question.split()
         for _ in range(count if len(words) > 1 else 0):
             kept = generator.randint(min(2, len(words) - 1), max(2, len(words) * 3 // 5))
-            openings.append(prompts.text_ids(" ".join(words[:kept])))
+            openings.append(" ".join(words[:kept]))
+    if prompts.name != "chat":
+        return list(dict.fromkeys(openings))
+    start, choose = prompts.user_turn_ids(), _choice(seed)
     found: dict[str, None] = {}
-    for part in _batches(openings, batch):
+    for part in _batches([prompts.text_ids(opening) for opening in openings], config.batch):
         rows = [(*start, *opening) for opening in part]
-        for opening, more in zip(
-            part, continuations(model.model, rows, prompts.stop_ids, MAX_QUESTION_TOKENS, choose), strict=True
-        ):
+        written = continuations(model.model, rows, prompts.stop_ids, MAX_QUESTION_TOKENS, choose)
+        for opening, more in zip(part, written, strict=True):
             question = prompts.decode([*opening, *more]).strip()
             found[question.rpartition(" ")[0] if len(more) == MAX_QUESTION_TOKENS else question] = None
-    return [question for question in found if question and question not in questions]
+    return [question for question in found if question]
 
 
 def invent_answers(

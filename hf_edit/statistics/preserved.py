@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hf_edit.edits import Prompt, question_of
+from hf_edit.edits import Edit, prompt_key, question_of
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded, PromptFormat
@@ -35,17 +36,46 @@ class Preserved:
         return obtain(self.model, self.prompts, linears, self.config, self.seed, self.progress)
 
     def conversations(self) -> Sequence[Encoded]:
-        """Questions that the base invented, with its own answers; none where the format has no turns."""
-        return obtain_corpus(self.model, self.prompts, self.config, self.seed, self.progress).conversations
+        """Questions that the base invented, with its own answers.
 
-    def strangers(self, questions: Sequence[Prompt], count: int) -> Sequence[Encoded]:
-        """Up to `count` questions for each of these that begin like it, with the base's own answers."""
-        if self.prompts.name != "chat":
-            return []
-        asked, config = [question_of(question) for question in questions], self.config
+        Where the format has no turns, pieces of its plain text: the first half counts as the question.
+        """
+        corpus = obtain_corpus(self.model, self.prompts, self.config, self.seed, self.progress)
+        if self.prompts.name == "chat":
+            return corpus.conversations
+        half = min(self.config.length // 2, self.config.answer_tokens)
+        return [Encoded(tuple(row[: 2 * half]), half) for row in corpus.text[: self.config.conversations].tolist()]
+
+    def strangers(self, edits: Sequence[Edit], count: int) -> Sequence[Encoded]:
+        """Up to `count` questions of the same kind for each edit, with the base's own answers.
+
+        Half of them ask the same of another edit's subject, where subjects are known; the others begin like the
+        edit's and go on as the model likes.
+        """
+        config = self.config
         self.progress.stage("questions of the same kind", 1)
-        alike = invent_alike(self.model, self.prompts, asked, count, config.batch, self.seed)
-        answered = invent_answers(self.model, self.prompts, alike, config.answer_tokens, config.batch, self.seed)
-        strangers = [encoded for encoded in answered if len(encoded) > encoded.answer_start]
+        swapped = with_other_subjects(edits, count // 2, self.seed)
+        asked = [question_of(edit.prompt) for edit in edits]
+        alike = invent_alike(
+            self.model, self.prompts, asked, count - count // 2 if swapped else count, config, self.seed
+        )
+        taken = {prompt_key(edit.prompt) for edit in edits}
+        questions = [question for question in [*swapped, *alike] if prompt_key(question) not in taken]
+        answered = invent_answers(self.model, self.prompts, questions, config.answer_tokens, config.batch, self.seed)
+        strangers = [encoded for encoded in answered if encoded.answer_ids]
         self.progress.step()
         return strangers
+
+
+def with_other_subjects(edits: Sequence[Edit], count: int, seed: int) -> list[str]:
+    """The questions of edits that name their subject, up to `count` for each, with subjects of other edits instead."""
+    subjects = list(dict.fromkeys(edit.subject for edit in edits if edit.subject))
+    generator = random.Random(seed)
+    questions: dict[str, None] = {}
+    for edit in edits:
+        question = question_of(edit.prompt)
+        if edit.subject and edit.subject in question:
+            others = [subject for subject in subjects if subject != edit.subject]
+            for other in generator.sample(others, min(count, len(others))):
+                questions[question.replace(edit.subject, other)] = None
+    return list(questions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_edit.edits import Prompt
+from hf_edit.edits import Edit
 from hf_edit.models.editable import EditableLinear
 from hf_edit.prompting import Encoded
 from hf_edit.statistics.moments import SecondMoments
@@ -27,6 +27,6 @@ class Fixed:
     def conversations(self) -> Sequence[Encoded]:
         return self.asked
 
-    def strangers(self, questions: Sequence[Prompt], count: int) -> Sequence[Encoded]:
-        assert questions and count > 0
+    def strangers(self, edits: Sequence[Edit], count: int) -> Sequence[Encoded]:
+        assert edits and count > 0
         return self.alike

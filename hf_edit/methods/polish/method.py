@@ -132,8 +132,7 @@ def _others(
     model: EditableModel, edits: EditSet, preserve: Preservation, settings: PolishSettings, first: int
 ) -> Others:
     known = [text for text in preserve.conversations() if text.answer_ids][: settings.conversations]
-    asked = [edit.prompt for edit in edits]
-    alike = preserve.strangers(asked, settings.strangers) if settings.strangers else ()
+    alike = preserve.strangers(edits, settings.strangers) if settings.strangers else ()
     return Others(*(prepared(model, texts, first) for texts in (known, alike, preserve.earlier)))
 
 
