@@ -1,85 +1,81 @@
 """The directions in which the keys of an edit differ most from what must not change.
 
-With C the second moment of what must not change, keys are whitened by C^-1/2. An update dW = B V^T C^-1/2 on
+With C = L L^T the second moment of what must not change, keys are whitened by L^-1. An update dW = B V^T L^-1 on
 orthonormal directions V has the size tr(dW C dW^T) = |B|^2: the mean square by which it moves the outputs of
 everything that C stands for. The leading left singular vectors of the whitened keys are where an update of bounded
-rank reaches the most of the keys at the least such cost.
+rank reaches the most of the keys at the least such cost. (Any other root of C turns V and leaves V^T L^-1 as it is.)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from hf_edit.errors import ComputationError
+
+NEGLIGIBLE = 1e-10
+"""Directions whose singular value is below this share of the largest are none."""
 
 
-@dataclass(frozen=True, eq=False)
-class Whitening:
-    """C^-1/2 and C^1/2 of a second moment, both (d_in, d_in), symmetric, float64."""
+class Keys:
+    """Keys (d_in, n) added text by text, in float64: as they are while few, as sum of k k^T once they are many."""
 
-    whiten: Tensor
-    colour: Tensor
+    def __init__(self, d_in: int) -> None:
+        self.d_in = d_in
+        self._columns: list[Tensor] = []
+        self._gram: Tensor | None = None
+
+    def add(self, keys: Tensor) -> None:
+        """Add keys (d_in, n)."""
+        self._columns.append(keys.double())
+        if self._gram is not None or sum(K.shape[1] for K in self._columns) > self.d_in // 2:
+            K = torch.cat(self._columns, dim=1)
+            self._gram = K @ K.T if self._gram is None else self._gram.addmm_(K, K.T)
+            self._columns = []
+
+    def leading(self, L: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
+        """Left singular vectors (d_in, s) and values (s,) of the whitened keys, largest first.
+
+        Args:
+            L: (d_in, d_in), lower triangular, the Cholesky factor of C.
+            outside: (d_in, p), orthonormal directions that are projected out.
+        """
+        if self._gram is None:
+            X = _without(torch.linalg.solve_triangular(L, torch.cat(self._columns, dim=1), upper=False), outside)
+            U, S, _ = torch.linalg.svd(X, full_matrices=False)
+            return U, S
+        half = torch.linalg.solve_triangular(L, self._gram, upper=False)  # L^-1 G
+        G = torch.linalg.solve_triangular(L, half.T, upper=False)  # L^-1 G L^-T
+        G = _without(_without((G + G.T) / 2, outside).T, outside)
+        values, vectors = torch.linalg.eigh(G)
+        return vectors.flip(1), values.flip(0).clamp_min(0).sqrt()
 
 
-def whitening(C: Tensor, ridge: float) -> Whitening:
-    """The whitening of C plus `ridge` times its mean eigenvalue on the diagonal.
+def key_basis(keys: Keys, L: Tensor, rank: int, fixed: Tensor | None = None) -> Tensor:
+    """The rows V^T L^-1 of an update's right factor, (r, d_in) with r <= rank.
 
     Args:
-        C: (d_in, d_in), symmetric positive semi-definite.
-        ridge: > 0 where C may be singular.
-
-    Raises:
-        ComputationError: C is not finite, or has no positive definite neighbour at this ridge.
-    """
-    C = C.double()
-    C = (C + C.T) / 2
-    mean = C.diagonal().mean()
-    if not torch.isfinite(C).all():
-        raise ComputationError(
-            f"A second moment of width {C.shape[0]} is not finite.", "Collect the statistics anew, in float32."
-        )
-    values, vectors = torch.linalg.eigh(C)
-    values = values + ridge * mean
-    if not values[0] > 0:
-        raise ComputationError(
-            f"A second moment of width {C.shape[0]} (mean eigenvalue {mean:.3g}) is not positive definite with ridge "
-            f"{ridge:g}.",
-            "Collect statistics from more tokens, or raise the ridge.",
-        )
-    root = values.sqrt()
-    return Whitening((vectors / root) @ vectors.T, (vectors * root) @ vectors.T)
-
-
-def key_basis(gram: Tensor, whitening: Whitening, rank: int, fixed: Tensor | None = None) -> Tensor:
-    """The rows V^T C^-1/2 of an update's right factor, (r, d_in) with r <= rank.
-
-    Args:
-        gram: (d_in, d_in), the sum of k k^T over the keys, weighted as one likes.
+        keys: of the edits, weighted as one likes.
+        L: (d_in, d_in), lower triangular, the Cholesky factor of C.
         rank: how many directions.
         fixed: (p, d_in), rows of a right factor that the result must be able to express; they count as part of the
             rank, and more than `rank` of them are all kept.
 
     Returns:
-        Rows that are orthonormal once whitened; fewer than `rank` where the keys span fewer directions.
+        Rows that are orthonormal once whitened, A C A^T = I; fewer than `rank` where the keys span fewer directions.
     """
-    W = whitening.whiten
-    G = W @ gram.double() @ W
-    start = W.new_zeros(G.shape[0], 0)
-    if fixed is not None and fixed.shape[0]:
-        start = _orthonormal((fixed.double() @ whitening.colour).T)
-        keep = torch.eye(G.shape[0], dtype=G.dtype, device=G.device) - start @ start.T
-        G = keep @ G @ keep
-    values, vectors = torch.linalg.eigh(G)
-    room = max(0, rank - start.shape[1])
-    spanned = int((values > values[-1] * 1e-12).sum()) if values[-1] > 0 else 0
-    found = vectors.flip(1)[:, : min(room, spanned)]
-    return torch.cat([start, found], dim=1).T @ W
+    start = L.new_zeros(L.shape[0], 0)
+    if fixed is not None:
+        U, S, _ = torch.linalg.svd((fixed.double() @ L).T, full_matrices=False)
+        start = U[:, _kept(S)]
+    U, S = keys.leading(L, start)
+    found = U[:, _kept(S)][:, : max(0, rank - start.shape[1])]
+    V = torch.cat([start, found], dim=1)  # (d_in, r)
+    return torch.linalg.solve_triangular(L.T, V, upper=True).T
 
 
-def _orthonormal(columns: Tensor) -> Tensor:
-    """An orthonormal basis of the columns' span."""
-    U, S, _ = torch.linalg.svd(columns, full_matrices=False)
-    return U[:, S > S[0] * 1e-10] if S.numel() and S[0] > 0 else U[:, :0]
+def _kept(S: Tensor) -> Tensor:
+    return S > S[0] * NEGLIGIBLE if S.numel() and S[0] > 0 else torch.zeros_like(S, dtype=torch.bool)
+
+
+def _without(X: Tensor, directions: Tensor) -> Tensor:
+    return X - directions @ (directions.T @ X)

@@ -45,8 +45,12 @@ def collect(
             place = torch.arange(ids.shape[1])  # (T,)
             begins = torch.tensor([[talk.answer_start] for talk in part])  # (B, 1)
             ends = torch.tensor([[len(talk)] for talk in part])
-            # the last token of the question, where every edit's first key sits, and the tokens of the answer
-            for name, where in (("prompt", place == begins - 1), ("answer", (begins <= place) & (place < ends))):
+            places = {
+                "chat": place < begins,
+                "prompt": place == begins - 1,
+                "answer": (begins <= place) & (place < ends),
+            }
+            for name, where in places.items():
                 if where.any():
                     moments.add(name, {linear: keys[where] for linear, keys in inputs.items()})
             progress.step(len(part))

@@ -28,8 +28,8 @@ OPENINGS = (
     *("Who wrote", "What are", "Is", "In which year", "What does", "Name", "How does", "Which country"),
     *("What was", "Who is", "Tell me"),
 )
-PROCEDURE = 2
-"""Raised when anything here changes what is written, so that old statistics are not taken for new ones."""
+PROCEDURE = 3
+"""Raised when what is written or collected changes, so that old statistics are not taken for new ones."""
 
 
 def invent_text(

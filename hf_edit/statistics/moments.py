@@ -11,9 +11,9 @@ from torch import Tensor
 from hf_edit.errors import StatisticsError
 
 
-PARTS = ("text", "prompt", "answer")
-"""Which tokens a moment is over: plain text; the last token of chat prompts, where every edit's first key sits; and
-the tokens of chat answers."""
+PARTS = ("text", "chat", "prompt", "answer")
+"""Which tokens a moment is over: plain text; all tokens of chat prompts, the template's own among them; the last token
+of chat prompts, where every edit's first key sits; and the tokens of chat answers."""
 
 
 @dataclass(frozen=True, eq=False)

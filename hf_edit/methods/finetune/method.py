@@ -39,8 +39,11 @@ class Finetune:
         Raises:
             ConfigError: a layer the model does not have.
         """
-        first, last = (round(depth * model.n_layers) for depth in DEPTHS)
-        return mlp_outputs(model, self.config.layers or tuple(range(first, last + 1)), together=False)
+        layers = self.config.layers
+        if layers is None:
+            first, last = (min(round(depth * model.n_layers), model.n_layers - 1) for depth in DEPTHS)
+            layers = tuple(range(first, last + 1))
+        return mlp_outputs(model, layers, together=False)
 
     def compute(
         self,
@@ -58,10 +61,9 @@ class Finetune:
         texts = prepared(model, asked, first)
         trainees = [Trainee(text, judged=True, weight=1.0) for text in texts]
         known = [text for text in preserve.conversations() if text.answer_ids][: config.conversations]
-        talks, earlier = prepared(model, known, first), prepared(model, preserve.earlier, first)
         dtype = torch.promote_types(model.dtype, torch.float32)
         factors = LoraFactors(linears, config.rank, dtype, torch.Generator().manual_seed(config.seed))
-        teacher = Teacher(model, [talks, earlier], first)
+        teacher = Teacher(model, [known, preserve.earlier], first)
         trained = train(model, first, trainees, factors, teacher, config.training, config.seed, checkpoints, progress)
         receipt = receipt_of(edits, trained)
         warn_of_missed(receipt, trained)

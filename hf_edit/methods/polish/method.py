@@ -10,12 +10,11 @@ keys; and the base's own answers to other questions are held by a divergence.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hf_edit.edits import EditSet, Prompt
+from hf_edit.edits import EditSet
 from hf_edit.methods.base import Checkpoints, EditResult, Preservation
 from hf_edit.methods.layers import mlp_outputs
 from hf_edit.methods.polish.config import PolishConfig, PolishSettings
@@ -23,12 +22,13 @@ from hf_edit.methods.training.factors import KeyBasisFactors
 from hf_edit.methods.training.loop import Trainee, train
 from hf_edit.methods.training.outcome import receipt_of, warn_of_missed
 from hf_edit.methods.training.teacher import Teacher
-from hf_edit.methods.training.texts import Text, moments_over, prepared
+from hf_edit.methods.training.texts import inputs_along, moments_over, prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress
-from hf_edit.prompting import PromptFormat
-from hf_edit.solvers.key_basis import Whitening, key_basis, whitening
+from hf_edit.prompting import Encoded, PromptFormat
+from hf_edit.solvers.key_basis import Keys, key_basis
 from hf_edit.solvers.low_rank import LowRankDelta
+from hf_edit.solvers.ridge import penalty
 from hf_edit.wordings import rewrites
 
 
@@ -75,8 +75,13 @@ def polished_linears(
     layers = settings.layers
     if layers is None:
         layers = tuple(sorted({round(depth * model.n_layers) for depth in DEPTHS} & set(range(model.n_layers))))
-    chosen = {linear.name: linear for linear in mlp_outputs(model, layers, together=False)}
-    return [linear for linear in model.linears if linear.name in chosen or linear.name in (start or {})]
+    wanted = {linear.name for linear in mlp_outputs(model, layers, together=False)} | set(start or {})
+    every = {
+        linear.name: linear
+        for layer, mlp_output in enumerate(model.linears)
+        for linear in (mlp_output, *model.block_linears(layer))  # other methods change more than MLP outputs
+    }
+    return [linear for name, linear in every.items() if name in wanted]
 
 
 def polished(
@@ -101,39 +106,26 @@ def polished(
     linears = polished_linears(model, settings, start)
     first = linears[0].layer
     trainees = _trainees(model, prompts, edits, settings, seed, first)
-    others = _others(model, edits, preserve, settings, first)
-    moments = _second_moments(model, linears, preserve, settings, others, first)
-    keys = moments_over(model, linears, [trainee.text for trainee in trainees], first)
+    asked = preserve.strangers(edits, settings.strangers) if settings.strangers else ()
+    talks = [text for text in preserve.conversations() if text.answer_ids][: settings.conversations]
+    moments = _second_moments(model, linears, preserve, settings, asked, first)
+    keys = {linear.name: Keys(linear.d_in) for linear in linears}
+    for _, inputs in inputs_along(model, linears, [trainee.text for trainee in trainees], first):
+        for name, k in inputs.items():
+            keys[name].add(k.T)
     dtype = torch.promote_types(model.dtype, torch.float32)
     rank = settings.rank or default_rank(len(edits))
     bases, coordinates = {}, {}
     for linear in linears:
-        white = whitening(moments[linear.name], settings.ridge)
-        A, B = _coordinates(keys[linear.name], white, rank, (start or {}).get(linear.name), linear.d_out)
+        L = penalty(moments[linear.name], 1.0, settings.ridge).factor
+        A, B = _coordinates(keys[linear.name], L, rank, (start or {}).get(linear.name), linear.d_out)
         bases[linear.name], coordinates[linear.name] = A.to(dtype), B.to(dtype)
     factors = KeyBasisFactors(bases, coordinates)
-    teacher = Teacher(model, [others.talks, [*others.strangers, *others.earlier]], first)
+    teacher = Teacher(model, [talks, [*asked, *preserve.earlier]], first)
     trained = train(model, first, trainees, factors, teacher, settings.training, seed, checkpoints, progress)
     receipt = receipt_of(edits, trained)
     warn_of_missed(receipt, trained)
     return EditResult(factors.detached(), None, receipt)
-
-
-@dataclass(frozen=True, eq=False)
-class Others:
-    """Texts that are to stay: questions with the base's own answers, and edits taught before."""
-
-    talks: Sequence[Text]
-    strangers: Sequence[Text]
-    earlier: Sequence[Text]
-
-
-def _others(
-    model: EditableModel, edits: EditSet, preserve: Preservation, settings: PolishSettings, first: int
-) -> Others:
-    known = [text for text in preserve.conversations() if text.answer_ids][: settings.conversations]
-    alike = preserve.strangers(edits, settings.strangers) if settings.strangers else ()
-    return Others(*(prepared(model, texts, first) for texts in (known, alike, preserve.earlier)))
 
 
 def _second_moments(
@@ -141,37 +133,42 @@ def _second_moments(
     linears: Sequence[EditableLinear],
     preserve: Preservation,
     settings: PolishSettings,
-    others: Others,
+    strangers: Sequence[Encoded],
     first: int,
 ) -> dict[str, Tensor]:
     """Linear name -> C, (d_in, d_in) float64: what an update of this linear must not move."""
     moments = preserve.moments(linears)
-    weights = {"text": 1.0, "prompt": settings.prompt_weight, "answer": settings.answer_weight}
+    weights = {
+        "text": 1.0,
+        "chat": settings.chat_weight,
+        "prompt": settings.prompt_weight,
+        "answer": settings.answer_weight,
+    }
     # formats without turns, and models that invent no question, have plain text only
     collected = {part: weight for part, weight in weights.items() if part in moments.tokens}
     total = {linear.name: moments.combined(linear.name, collected).to(model.device) for linear in linears}
-    spared = (
-        (settings.chat_weight, others.talks, lambda text: slice(0, text.start)),
-        (settings.stranger_weight, others.strangers, lambda text: slice(text.start, None)),
-        (settings.earlier_weight, others.earlier, lambda text: slice(None)),
-    )
-    for weight, texts, places in spared:
-        for name, moment in moments_over(model, linears, texts, first, places).items():
+    for weight, encoded, answers in (
+        (settings.stranger_weight, strangers, True),
+        (settings.earlier_weight, preserve.earlier, False),
+    ):
+        texts = prepared(model, encoded, first)
+        for name, moment in moments_over(model, linears, texts, first, answers=answers).items():
             total[name] += weight * moment
     return total
 
 
-def _coordinates(
-    keys: Tensor, white: Whitening, rank: int, start: LowRankDelta | None, d_out: int
-) -> tuple[Tensor, Tensor]:
-    """The directions A of an update, and the factor B with which training begins."""
+def _coordinates(keys: Keys, L: Tensor, rank: int, start: LowRankDelta | None, d_out: int) -> tuple[Tensor, Tensor]:
+    """The directions A of an update, and the factor B with which training begins.
+
+    Args:
+        L: Cholesky factor of what must not change, C = L L^T.
+    """
     if start is None:
-        A = key_basis(keys, white, rank)
+        A = key_basis(keys, L, rank)
         return A, A.new_zeros(d_out, A.shape[0])
-    start = start.to(torch.float64, keys.device)
-    A = key_basis(keys, white, rank, fixed=start.A)
-    # the rows of A are orthonormal once whitened, so dW = B A has B = dW C A^T
-    return A, start.B @ (start.A @ white.colour @ (A @ white.colour).T)
+    start = start.to(torch.float64, L.device)
+    A = key_basis(keys, L, rank, fixed=start.A)
+    return A, start.B @ (start.A @ L @ (A @ L).T)  # A C A^T = I, so dW = B A has B = dW C A^T
 
 
 def default_rank(n_edits: int) -> int:
@@ -182,16 +179,21 @@ def default_rank(n_edits: int) -> int:
 def _trainees(
     model: EditableModel, prompts: PromptFormat, edits: EditSet, settings: PolishSettings, seed: int, first: int
 ) -> list[Trainee]:
-    """Every edit, then its rewrites, of whose answers only the beginning is trained."""
-    asked: list[tuple[int, Prompt, int | None]] = [(i, edit.prompt, None) for i, edit in enumerate(edits)]
-    for i, edit in enumerate(edits):
+    """Every edit, then its rewrites, of whose answers only the beginning is trained.
+
+    A rewrite may be longer than the question; one that the model's context does not hold is left out.
+    """
+    asked: list[tuple[Encoded, int | None]] = [(prompts.encode(edit.prompt, edit.target), None) for edit in edits]
+    for edit in edits:
         given = edit.paraphrases if settings.train_paraphrases else ()
         count = settings.wordings + len(given)
-        others = rewrites(edit.prompt, count, seed, subject=edit.subject, paraphrases=given)
-        asked += [(i, prompt, settings.wording_tokens) for prompt in others]
-    encoded = [prompts.encode(prompt, edits[i].target) for i, prompt, _ in asked]
-    texts = prepared(model, encoded, first, [limit for *_, limit in asked])
+        for prompt in rewrites(edit.prompt, count, seed, subject=edit.subject, paraphrases=given):
+            encoded = prompts.encode(prompt, edit.target)
+            length = encoded.answer_start + min(len(encoded.answer_ids), settings.wording_tokens)
+            if model.max_length is None or length <= model.max_length:
+                asked.append((encoded, settings.wording_tokens))
+    texts = prepared(model, [encoded for encoded, _ in asked], first, [limit for _, limit in asked])
     return [
         Trainee(text, judged=limit is None, weight=1.0 if limit is None else settings.wording_weight)
-        for text, (*_, limit) in zip(texts, asked, strict=True)
+        for text, (_, limit) in zip(texts, asked, strict=True)
     ]

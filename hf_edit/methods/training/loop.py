@@ -40,7 +40,7 @@ class TrainingConfig(Settings):
     stop_loss: float = setting(0.03, "Done when every answer is right and none has a loss above this.", at_least=0)
     size_weight: float = setting(4e-3, "Weight of tr(dW C dW^T), what the update moves elsewhere.", at_least=0)
     drift_weight: float = setting(2.0, "Weight of the KL divergence to the base on its own answers.", at_least=0)
-    drift_batch: int = setting(4, "Conversations per step for the divergence.", at_least=1)
+    drift_share: float = setting(0.5, "Conversations per step for the divergence, by text of the step.", above=0)
     shrink: bool = setting(True, "Scale the finished update down as far as every answer stays right.")
 
 
@@ -97,7 +97,8 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(factors.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
     state = _State(trainees)
-    drawn_at_once = min(config.batch, len(trainees))
+    judged = [i for i, trainee in enumerate(trainees) if trainee.judged]
+    drawn_at_once = min(config.batch, 2 * len(judged), len(trainees))
     budget = round(config.max_steps * len(trainees) / drawn_at_once)
     progress.stage("training", budget)
     key = _digest(trainees, teacher, factors, config, seed)
@@ -114,13 +115,12 @@ def train(
         state.note(drawn, losses, right)
         weights = losses.new_tensor([trainees[i].weight for i in drawn])
         ((weights * losses).sum() / weights.sum() + config.size_weight * factors.size()).backward()
-        heard = teacher.drawn(config.drift_batch, generator) if config.drift_weight else []
-        if heard:
-            base = teacher.along(heard)
-            batch = Batch.of([teacher.texts[i] for i in heard])
+        known = teacher.drawn(round(config.drift_share * drawn_at_once), generator) if config.drift_weight else []
+        if known:
+            batch = Batch.of([one.text for one in known])
             with model.updated(factors.deltas()):
                 logits = answer_logits(model, batch, first)
-            (config.drift_weight * divergence(logits, base)).backward()
+            (config.drift_weight * divergence(logits, known)).backward()
         optimiser.step()
         progress.step(loss=state.mean_loss())
         if state.done(config.stop_loss) and _confirmed(model, first, trainees, factors, state, config):
@@ -130,7 +130,6 @@ def train(
     else:
         _confirmed(model, first, trainees, factors, state, config)
     scale = _shrunk(model, first, trainees, factors, state) if config.shrink else 1.0
-    judged = [i for i, trainee in enumerate(trainees) if trainee.judged]
     return Trained(step, [state.losses[i] for i in judged], [state.right[i] for i in judged], scale)
 
 
@@ -214,9 +213,10 @@ def _digest(trainees: Sequence[Trainee], teacher: Teacher, factors: Factors, con
     digest = hashlib.sha256(json.dumps([config.to_json(), seed]).encode())
     for trainee in trainees:
         digest.update(f"{trainee.text.ids.tolist()} {trainee.text.start} {trainee.judged} {trainee.weight}".encode())
-    for text in teacher.texts:
-        digest.update(f"{text.ids.tolist()} {text.start}".encode())
-    for delta in factors.deltas().values():
+    for encoded in teacher.encoded:
+        digest.update(f"{encoded.ids} {encoded.answer_start}".encode())
+    for name, delta in factors.deltas().items():
+        digest.update(name.encode())
         for factor in (delta.B, delta.A):
             digest.update(factor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hf_edit.methods.training.texts import Batch, Text, answer_logits
+from hf_edit.methods.training.texts import Batch, Text, answer_logits, prepared
 from hf_edit.models.editable import EditableModel
+from hf_edit.prompting import Encoded
 
 
 LIKELIEST = 64
@@ -16,7 +18,8 @@ LIKELIEST = 64
 
 
 class Teacher:
-    """The base's distributions along its own answers, computed when a text is first drawn.
+    """The base's distributions along its own answers. A text is run when it is first drawn, and alone, so that what
+    is learned of it does not depend on which texts came together.
 
     Args:
         model: the base; nothing may be attached to it when a text is new.
@@ -24,44 +27,57 @@ class Teacher:
         first: the lowest edited block.
     """
 
-    def __init__(self, model: EditableModel, pools: Sequence[Sequence[Text]], first: int) -> None:
-        self.texts = [text for pool in pools for text in pool]
+    def __init__(self, model: EditableModel, pools: Sequence[Sequence[Encoded]], first: int) -> None:
+        self.encoded = [encoded for pool in pools for encoded in pool]
         self._sizes = [len(pool) for pool in pools if pool]
         self._model, self._first = model, first
-        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+        self._known: dict[int, Known] = {}
 
-    def drawn(self, count: int, generator: torch.Generator) -> list[int]:
-        """Indices of about `count` texts, none twice, evenly from the pools."""
-        indices: list[int] = []
+    def drawn(self, count: int, generator: torch.Generator) -> list[Known]:
+        """About `count` texts, at least one of each pool and none twice."""
+        found: list[Known] = []
         begin = 0
         for size in self._sizes:
             share = max(1, count // len(self._sizes))
-            indices += (begin + torch.randperm(size, generator=generator)[:share]).tolist()
+            chosen = torch.randperm(size, generator=generator)[:share]
+            found += [self._heard(begin + index) for index in chosen.tolist()]
             begin += size
-        return indices
+        return found
 
     @torch.no_grad()
-    def along(self, drawn: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Log probabilities (N, k) and ids (N, k) of the base's likeliest tokens at the places of these texts."""
-        for index in drawn:  # one by one: a distribution is then the same to the bit, whichever come together
-            if index not in self._known:
-                logits = answer_logits(self._model, Batch.of([self.texts[index]]), self._first)
-                likeliest = logits.float().log_softmax(-1).topk(min(LIKELIEST, logits.shape[-1]), dim=-1)
-                self._known[index] = likeliest.values, likeliest.indices
-        found = [self._known[index] for index in drawn]
-        return torch.cat([values for values, _ in found]), torch.cat([ids for _, ids in found])
+    def _heard(self, index: int) -> Known:
+        if index not in self._known:
+            (text,) = prepared(self._model, [self.encoded[index]], self._first)
+            logits = answer_logits(self._model, Batch.of([text]), self._first)
+            likeliest = logits.float().log_softmax(-1).topk(min(LIKELIEST, logits.shape[-1]), dim=-1)
+            self._known[index] = Known(text, likeliest.values, likeliest.indices)
+        return self._known[index]
 
 
-def divergence(logits: Tensor, known: tuple[Tensor, Tensor]) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A text and what the base says along its answer.
+
+    Args:
+        log_probs: (A, k), of the likeliest tokens at each place.
+        tokens: (A, k), which they are.
+    """
+
+    text: Text
+    log_probs: Tensor
+    tokens: Tensor
+
+
+def divergence(logits: Tensor, known: Sequence[Known]) -> Tensor:
     """Mean KL(base || model) in nats over the places, with all but the likeliest tokens taken as one event.
 
     Joining events can only lower a KL divergence, by little where the rest is rare.
 
     Args:
-        logits: (N, V) of the model.
-        known: what `Teacher.along` gave.
+        logits: (N, V) of the model, row by row.
+        known: the texts that they are of.
     """
-    base, ids = known
+    base, ids = (torch.cat(parts) for parts in zip(*((k.log_probs, k.tokens) for k in known), strict=True))
     model = logits.float().log_softmax(-1).gather(-1, ids)  # (N, k)
     p = base.exp()
     tiny = torch.finfo(p.dtype).eps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -111,23 +111,28 @@ def answer_logits(model: EditableModel, batch: Batch, first: int) -> Tensor:
 
 
 @torch.no_grad()
-def moments_over(
-    model: EditableModel,
-    linears: Sequence[EditableLinear],
-    texts: Sequence[Text],
-    first: int,
-    places: Callable[[Text], slice] = lambda _: slice(None),
-) -> dict[str, Tensor]:
-    """Linear name -> mean of k k^T over these places of the texts, (d_in, d_in) float64; empty without texts.
+def inputs_along(
+    model: EditableModel, linears: Sequence[EditableLinear], texts: Iterable[Text], first: int
+) -> Iterator[tuple[Text, dict[str, Tensor]]]:
+    """Each text with what enters the linears over it, by name, (T - 1, d_in): its last token predicts nothing."""
+    for text in texts:
+        trace = model.trace(text.ids[None, :-1], inputs=linears, start={first: text.entering[None, :-1]})
+        yield text, {name: keys[0] for name, keys in trace.inputs.items()}
 
-    The last token of a text predicts nothing and is left out.
+
+def moments_over(
+    model: EditableModel, linears: Sequence[EditableLinear], texts: Iterable[Text], first: int, *, answers: bool
+) -> dict[str, Tensor]:
+    """Linear name -> mean of k k^T over the texts, (d_in, d_in) float64; empty without texts.
+
+    Args:
+        answers: over the answers' tokens alone.
     """
     sums: dict[str, Tensor] = {}
     count = 0
-    for text in texts:
-        trace = model.trace(text.ids[None, :-1], inputs=linears, start={first: text.entering[None, :-1]})
-        for name, keys in trace.inputs.items():
-            k = keys[0, places(text)].double()  # (n, d_in)
+    for text, inputs in inputs_along(model, linears, texts, first):
+        for name, keys in inputs.items():
+            k = keys[text.start if answers else 0 :].double()  # (n, d_in)
             sums[name] = sums[name].addmm_(k.T, k) if name in sums else k.T @ k
         count += k.shape[0]
     return {name: total / max(1, count) for name, total in sums.items()}
