@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 
-NEGLIGIBLE = 1e-10
-"""Directions whose singular value is below this share of the largest are none."""
+NEGLIGIBLE = 1e-6
+"""Directions that hold less than this share of the whitened keys' norm are rounding: a Gram matrix shows no smaller."""
 
 
 class Keys:
@@ -32,22 +32,22 @@ class Keys:
             self._gram = K @ K.T if self._gram is None else self._gram.addmm_(K, K.T)
             self._columns = []
 
-    def leading(self, L: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
-        """Left singular vectors (d_in, s) and values (s,) of the whitened keys, largest first.
+    def leading(self, L: Tensor, outside: Tensor) -> Tensor:
+        """Left singular vectors (d_in, s) of the whitened keys, the largest first: an orthonormal basis of their span.
 
         Args:
             L: (d_in, d_in), lower triangular, the Cholesky factor of C.
             outside: (d_in, p), orthonormal directions that are projected out.
         """
         if self._gram is None:
-            X = _without(torch.linalg.solve_triangular(L, torch.cat(self._columns, dim=1), upper=False), outside)
-            U, S, _ = torch.linalg.svd(X, full_matrices=False)
-            return U, S
+            X = torch.linalg.solve_triangular(L, torch.cat(self._columns, dim=1), upper=False)
+            # what is left of keys inside `outside` is rounding, so the measure is their norm before
+            U, S, _ = torch.linalg.svd(_without(X, outside), full_matrices=False)
+            return U[:, S > NEGLIGIBLE * X.norm()]
         half = torch.linalg.solve_triangular(L, self._gram, upper=False)  # L^-1 G
         G = torch.linalg.solve_triangular(L, half.T, upper=False)  # L^-1 G L^-T
-        G = _without(_without((G + G.T) / 2, outside).T, outside)
-        values, vectors = torch.linalg.eigh(G)
-        return vectors.flip(1), values.flip(0).clamp_min(0).sqrt()
+        values, vectors = torch.linalg.eigh(_without(_without((G + G.T) / 2, outside).T, outside))
+        return vectors[:, values > NEGLIGIBLE**2 * G.trace()].flip(1)
 
 
 def key_basis(keys: Keys, L: Tensor, rank: int, fixed: Tensor | None = None) -> Tensor:
@@ -66,15 +66,10 @@ def key_basis(keys: Keys, L: Tensor, rank: int, fixed: Tensor | None = None) -> 
     start = L.new_zeros(L.shape[0], 0)
     if fixed is not None:
         U, S, _ = torch.linalg.svd((fixed.double() @ L).T, full_matrices=False)
-        start = U[:, _kept(S)]
-    U, S = keys.leading(L, start)
-    found = U[:, _kept(S)][:, : max(0, rank - start.shape[1])]
+        start = U[:, S > 1e-10 * S[:1]]
+    found = keys.leading(L, start)[:, : max(0, rank - start.shape[1])]
     V = torch.cat([start, found], dim=1)  # (d_in, r)
     return torch.linalg.solve_triangular(L.T, V, upper=True).T
-
-
-def _kept(S: Tensor) -> Tensor:
-    return S > S[0] * NEGLIGIBLE if S.numel() and S[0] > 0 else torch.zeros_like(S, dtype=torch.bool)
 
 
 def _without(X: Tensor, directions: Tensor) -> Tensor:

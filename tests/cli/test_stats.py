@@ -50,7 +50,7 @@ def test_edits_with_the_same_settings_find_them(hf_edit: Command, base: Path, mo
     options = ("--model", base, "--tokens", 250, "--conversations", 2, "--seed", 3)
     document = json.loads(hf_edit("stats", "collect", *options, "--json").stdout)
     assert [entry["linear"] for entry in document["statistics"]] == [f"model.layers.{i}.mlp.down_proj" for i in (2, 3)]
-    assert set(document["statistics"][0]["tokens"]) == {"text", "prompt", "answer"}
+    assert set(document["statistics"][0]["tokens"]) == {"text", "chat", "prompt", "answer"}
 
     monkeypatch.setattr(store, "collect", None)  # fails if it is called
     config = package.AnyEditConfig.from_mapping(
@@ -63,8 +63,9 @@ def test_other_settings_stand_beside_them(hf_edit: Command, base: Path, text: Pa
     for tokens in (250, 300):
         hf_edit("stats", "collect", "--model", base, "--text", text, "--tokens", tokens, "--format", "plain")
     document = json.loads(hf_edit("stats", "show", "--model", base, "--json").stdout)
-    assert [entry["linear"] for entry in document["statistics"]] == [f"model.layers.{i}.mlp.down_proj" for i in (2, 3)] * 2
-    assert len({entry["file"] for entry in document["statistics"]}) == 2
+    edited = [f"model.layers.{layer}.mlp.down_proj" for layer in (2, 3)]
+    assert [entry["linear"] for entry in document["statistics"]] == edited * 2
+    assert len({entry["file"] for entry in document["statistics"]}) == 4
 
 
 def test_an_empty_cache(hf_edit: Command, base: Path) -> None:

@@ -14,6 +14,7 @@ from hf_edit.progress import Silent
 from hf_edit.prompting import Encoded
 from hf_edit.statistics.collect import collect
 from hf_edit.statistics.corpus import Corpus
+from hf_edit.statistics.moments import PARTS
 from tests.snapshots import changed, snapshot
 from tests.tiny import FAMILIES, tiny_model
 
@@ -36,14 +37,15 @@ def keys_of(view: EditableModel, linear: EditableLinear, ids: Tensor) -> Tensor:
 @pytest.mark.parametrize("batch", [1, 3, 64])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_part_is_the_mean_over_its_tokens(family: str, batch: int) -> None:
-    """`prompt` is over the last token of each question, `answer` over what comes behind it, whatever runs together."""
+    """`chat` is over each question, `prompt` over its last token, `answer` over what comes behind."""
     view = EditableModel.of(tiny_model(family))
     found = collect(view, CORPUS, view.linears, batch, Silent())
-    assert found.tokens == {"text": 260, "prompt": 4, "answer": 5} and found.source == "here"
+    assert found.tokens == {"text": 260, "chat": 9, "prompt": 4, "answer": 5} and found.source == "here"
     for linear in view.linears:
         talks = [(keys_of(view, linear, torch.tensor([talk.ids]))[0], talk.answer_start) for talk in TALKS]
         expected = {
             "text": keys_of(view, linear, TEXT).flatten(0, 1),
+            "chat": torch.cat([keys[:start] for keys, start in talks]),
             "prompt": torch.stack([keys[start - 1] for keys, start in talks]),
             "answer": torch.cat([keys[start:] for keys, start in talks]),
         }
@@ -59,11 +61,11 @@ def test_all_linears_at_once_are_each_alone(view: EditableModel) -> None:
     for linear in linears:
         alone = collect(view, CORPUS, [linear], 8, Silent())
         assert alone.tokens == together.tokens
-        for part in ("text", "prompt", "answer"):
+        for part in PARTS:
             assert torch.equal(alone.matrices[part][linear.name], together.matrices[part][linear.name])
 
 
-@pytest.mark.parametrize(("talks", "parts"), [((), {"text"}), (TALKS[1:2], {"text", "prompt"})])
+@pytest.mark.parametrize(("talks", "parts"), [((), {"text"}), (TALKS[1:2], {"text", "chat", "prompt"})])
 def test_a_part_without_tokens_is_left_out(view: EditableModel, talks: tuple[Encoded, ...], parts: set[str]) -> None:
     found = collect(view, Corpus(TEXT, talks, ""), view.linears[:1], 8, Silent())
     assert set(found.tokens) == set(found.matrices) == parts

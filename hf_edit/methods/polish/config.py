@@ -20,7 +20,7 @@ class PolishSettings(Settings):
     rank: int | None = setting(
         None, "Largest rank per block; none: 32 for each edit, but no more than 128, or 4 for each beyond 32 edits."
     )
-    wordings: int = setting(3, "Rewrites of each prompt that are trained beside it.", at_least=0)
+    wordings: int = setting(0, "Rewrites of each prompt that are trained beside it.", at_least=0)
     wording_tokens: int = setting(
         24, "Answer tokens trained behind a rewrite; the rest follows from them.", at_least=1
     )

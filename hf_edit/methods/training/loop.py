@@ -25,7 +25,10 @@ FORGOTTEN = 0.005
 WARM_UP = 5
 UNSEEN = 100.0
 """The loss of a text that was not drawn yet."""
+SHRINK_LOSS = 2.0
+"""How much less sure, in units of the stopping loss, an answer may become by scaling the update down."""
 SCALES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+SHORTEST = 0.6
 SHRINK_BATCH = 8
 KEPT_EVERY = 10
 
@@ -34,7 +37,7 @@ KEPT_EVERY = 10
 class TrainingConfig(Settings):
     """How an update is trained, whatever its form."""
 
-    learning_rate: float = setting(3e-3, "Adam's step size on the factors.", above=0)
+    learning_rate: float = setting(6e-3, "Adam's step size on the factors.", above=0)
     batch: int = setting(8, "Texts per step, drawn with probability proportional to their last loss.", at_least=1)
     max_steps: int = setting(60, "Most steps, for as many texts as a batch holds; more texts get more.", at_least=1)
     stop_loss: float = setting(0.03, "Done when every answer is right and none has a loss above this.", at_least=0)
@@ -99,6 +102,7 @@ def train(
     state = _State(trainees)
     judged = [i for i, trainee in enumerate(trainees) if trainee.judged]
     drawn_at_once = min(config.batch, 2 * len(judged), len(trainees))
+    drift_at_once = max(1, round(config.drift_share * drawn_at_once))
     budget = round(config.max_steps * len(trainees) / drawn_at_once)
     progress.stage("training", budget)
     key = _digest(trainees, teacher, factors, config, seed)
@@ -115,7 +119,7 @@ def train(
         state.note(drawn, losses, right)
         weights = losses.new_tensor([trainees[i].weight for i in drawn])
         ((weights * losses).sum() / weights.sum() + config.size_weight * factors.size()).backward()
-        known = teacher.drawn(round(config.drift_share * drawn_at_once), generator) if config.drift_weight else []
+        known = teacher.drawn(drift_at_once, generator) if config.drift_weight else []
         if known:
             batch = Batch.of([one.text for one in known])
             with model.updated(factors.deltas()):
@@ -129,7 +133,7 @@ def train(
             checkpoints.save(key, _snapshot(step, optimiser, generator, state))
     else:
         _confirmed(model, first, trainees, factors, state, config)
-    scale = _shrunk(model, first, trainees, factors, state) if config.shrink else 1.0
+    scale = _shrunk(model, first, trainees, factors, state, config) if config.shrink else 1.0
     return Trained(step, [state.losses[i] for i in judged], [state.right[i] for i in judged], scale)
 
 
@@ -162,13 +166,27 @@ class _State:
 
 def _answered(model: EditableModel, first: int, texts: Sequence[Text], factors: Factors) -> tuple[Tensor, Tensor]:
     """Per text the mean loss over the answer's tokens, (B,), and whether all are the likeliest, (B,)."""
-    batch = Batch.of(texts)
-    with model.updated(factors.deltas()):
-        logits = answer_logits(model, batch, first)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = batch.mean_per_text(F.cross_entropy(logits, batch.labels, reduction="none"))
-    right = batch.mean_per_text((logits.detach().argmax(-1) == batch.labels).to(losses.dtype)) == 1
-    return losses, right
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for group in alike_in_length([len(text.ids) for text in texts]):
+        batch = Batch.of([texts[i] for i in group])
+        with model.updated(factors.deltas()):
+            logits = answer_logits(model, batch, first)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses = batch.mean_per_text(F.cross_entropy(logits, batch.labels, reduction="none"))
+        right = batch.mean_per_text((logits.detach().argmax(-1) == batch.labels).to(losses.dtype)) == 1
+        found |= {i: (losses[row], right[row]) for row, i in enumerate(group)}
+    in_order = [found[i] for i in range(len(texts))]
+    return torch.stack([loss for loss, _ in in_order]), torch.stack([right for _, right in in_order])
+
+
+def alike_in_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices in groups whose shortest is no shorter than SHORTEST of the longest: padding costs as much as text."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not groups or lengths[i] < SHORTEST * lengths[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
 
 
 @torch.no_grad()
@@ -189,8 +207,15 @@ def _confirmed(
 
 
 @torch.no_grad()
-def _shrunk(model: EditableModel, first: int, trainees: Sequence[Trainee], factors: Factors, state: _State) -> float:
-    """Scale the update down to the smallest of SCALES at which no answer that was right becomes wrong."""
+def _shrunk(
+    model: EditableModel,
+    first: int,
+    trainees: Sequence[Trainee],
+    factors: Factors,
+    state: _State,
+    config: TrainingConfig,
+) -> float:
+    """Scale the update down to the smallest of SCALES at which no answer that was right becomes wrong or unsure."""
     kept = [i for i, trainee in enumerate(trainees) if trainee.judged and state.right[i]]
     scale = 1.0
     for smaller in SCALES if kept else ():
@@ -198,7 +223,7 @@ def _shrunk(model: EditableModel, first: int, trainees: Sequence[Trainee], facto
         seen: list[tuple[Sequence[int], Tensor, Tensor]] = []
         for part in batched(kept, SHRINK_BATCH):
             losses, right = _answered(model, first, [trainees[i].text for i in part], factors)
-            if not right.all():
+            if not right.all() or losses.max() > SHRINK_LOSS * config.stop_loss:
                 factors.scale(scale / smaller)
                 return scale
             seen.append((part, losses, right))

@@ -34,14 +34,17 @@ class Teacher:
         self._known: dict[int, Known] = {}
 
     def drawn(self, count: int, generator: torch.Generator) -> list[Known]:
-        """About `count` texts, at least one of each pool and none twice."""
+        """`count` texts, none twice, from the pools in turn, beginning with any."""
+        if not self._sizes:
+            return []
+        begins = [sum(self._sizes[:i]) for i in range(len(self._sizes))]
+        orders = [torch.randperm(size, generator=generator).tolist() for size in self._sizes]
+        turn = int(torch.randint(len(self._sizes), (1,), generator=generator))
         found: list[Known] = []
-        begin = 0
-        for size in self._sizes:
-            share = max(1, count // len(self._sizes))
-            chosen = torch.randperm(size, generator=generator)[:share]
-            found += [self._heard(begin + index) for index in chosen.tolist()]
-            begin += size
+        for i in range(turn, turn + count):
+            pool, place = i % len(self._sizes), (i - turn) // len(self._sizes)
+            if place < len(orders[pool]):
+                found.append(self._heard(begins[pool] + orders[pool][place]))
         return found
 
     @torch.no_grad()
