@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 NEGLIGIBLE = 1e-6
-"""Directions that hold less than this share of the whitened keys' norm are rounding: a Gram matrix shows no smaller."""
+"""Directions that hold less than this share of the whitened keys' norm are rounding; a Gram matrix shows no less."""
 
 
 class Keys:

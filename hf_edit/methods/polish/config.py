@@ -18,7 +18,9 @@ class PolishSettings(Settings):
         None, "Blocks whose MLP output is edited, ascending; none: four, from 0.4 to 0.7 of the depth."
     )
     rank: int | None = setting(
-        None, "Largest rank per block; none: 32 for each edit, but no more than 128, or 4 for each beyond 32 edits."
+        None,
+        "Largest rank per block; none: 32 for each edit up to 128, from 32 edits on 4 for each.",
+        at_least=1,
     )
     wordings: int = setting(0, "Rewrites of each prompt that are trained beside it.", at_least=0)
     wording_tokens: int = setting(

@@ -1,0 +1,102 @@
+"""Polish, written down plainly: dense moments, C^-1/2, singular vectors of all keys at once, plain training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_edit.edits import EditSet
+from hf_edit.methods.polish.config import PolishSettings
+from hf_edit.prompting import Encoded, PromptFormat
+from hf_edit.solvers.low_rank import LowRankDelta
+from hf_edit.wordings import rewrites
+from tests.methods.anyedit.reference import inputs_of
+from tests.methods.preserving import Fixed
+from tests.methods.training.reference import Dense, Learned, Outcome, reference_training
+
+
+def learned_texts(prompts: PromptFormat, edits: EditSet, settings: PolishSettings, seed: int) -> list[Learned]:
+    """The edits, then the wordings of each with the beginning of its answer."""
+    texts, others = [], []
+    for edit in edits:
+        own = prompts.encode(edit.prompt, edit.target)
+        texts.append(Learned(own.ids, own.answer_start))
+        given = edit.paraphrases if settings.train_paraphrases else ()
+        count = settings.wordings + len(given)
+        for prompt in rewrites(edit.prompt, count, seed, subject=edit.subject, paraphrases=given):
+            text = prompts.encode(prompt, edit.target)
+            ids = text.prompt_ids + text.answer_ids[: settings.wording_tokens]
+            others.append(Learned(ids, text.answer_start, judged=False, weight=settings.wording_weight))
+    return texts + others
+
+
+def mean_square(keys: Sequence[Tensor]) -> Tensor | float:
+    """Mean of k k^T over rows."""
+    rows = torch.cat(list(keys)) if keys else torch.zeros(0)
+    return rows.T @ rows / len(rows) if len(rows) else 0.0
+
+
+def reference_polish(
+    model: PreTrainedModel,
+    names: Sequence[str],
+    prompts: PromptFormat,
+    edits: EditSet,
+    preserve: Fixed,
+    settings: PolishSettings,
+    seed: int,
+    rank: int,
+    start: Mapping[str, LowRankDelta],
+) -> Outcome:
+    def keys(name: str, ids: Sequence[int]) -> Tensor:
+        """(T - 1, d_in): all but the last token's."""
+        return inputs_of(model, torch.tensor([ids]), model.get_submodule(name))[:-1]
+
+    texts = learned_texts(prompts, edits, settings, seed)
+    weights = {
+        "text": 1.0,
+        "chat": settings.chat_weight,
+        "prompt": settings.prompt_weight,
+        "answer": settings.answer_weight,
+    }
+    alike = preserve.alike if settings.strangers else ()
+    Cs: Dense = {}
+    bases: Dense = {}
+    leaves: Dense = {}
+    for name in names:
+        C = sum(weights[part] * found[name].double() for part, found in preserve.statistics.matrices.items())
+        C = C + settings.stranger_weight * mean_square([keys(name, e.ids)[e.answer_start :] for e in alike])
+        C = C + settings.earlier_weight * mean_square([keys(name, e.ids) for e in preserve.earlier])
+        C = C + settings.ridge * C.trace() / len(C) * torch.eye(len(C), dtype=C.dtype)
+        values, vectors = torch.linalg.eigh(C)
+        whiten, colour = vectors / values.sqrt() @ vectors.T, vectors * values.sqrt() @ vectors.T
+        K = whiten @ torch.cat([keys(name, text.ids) for text in texts]).T
+        V = torch.zeros(len(C), 0, dtype=C.dtype)
+        if name in start:
+            U, S, _ = torch.linalg.svd((start[name].A.double() @ colour).T, full_matrices=False)
+            V = U[:, S > 1e-10 * S[0]]
+        U, S, _ = torch.linalg.svd(K - V @ V.T @ K, full_matrices=False)
+        room = max(0, rank - V.shape[1])
+        V = torch.cat([V, U[:, S > 1e-6 * K.norm()][:, :room]], dim=1)
+        Cs[name], bases[name] = C, V.T @ whiten
+        d_out = outputs_of_linear(model, name)
+        began = start[name].dense().double() if name in start else torch.zeros(d_out, len(C), dtype=C.dtype)
+        leaves[name] = (began @ colour @ V).requires_grad_()
+
+    def dense() -> Dense:
+        return {name: leaves[name] @ bases[name] for name in names}
+
+    def size(update: Dense) -> Tensor:
+        return sum(torch.trace(update[name] @ Cs[name] @ update[name].T) for name in names)
+
+    talks = [text for text in preserve.asked if text.answer_ids][: settings.conversations]
+    pools: list[list[Encoded]] = [talks, [*alike, *preserve.earlier]]
+    return reference_training(model, texts, pools, list(leaves.values()), dense, size, settings.training, seed)
+
+
+def outputs_of_linear(model: PreTrainedModel, name: str) -> int:
+    """How many outputs a linear has."""
+    weight = model.get_submodule(name).weight
+    return weight.shape[1] if type(model.get_submodule(name)).__name__ == "Conv1D" else weight.shape[0]

@@ -1,0 +1,158 @@
+"""What polish trains and where, on tiny models; the numbers are held by test_against_reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_edit.edits import Edit, EditSet
+from hf_edit.errors import ConfigError
+from hf_edit.methods.checkpoints import NoCheckpoints
+from hf_edit.methods.polish import method as module
+from hf_edit.methods.polish.config import PolishConfig, PolishSettings
+from hf_edit.methods.polish.method import Polish, default_rank, polished_linears
+from hf_edit.methods.training.loop import Trained, Trainee, TrainingConfig
+from hf_edit.models.borrow import borrowed
+from hf_edit.models.editable import EditableModel
+from hf_edit.progress import Silent
+from hf_edit.prompting import PromptFormat
+from hf_edit.solvers.low_rank import LowRankDelta
+from hf_edit.wordings import rewrites
+from tests.methods.preserving import Fixed
+from tests.methods.training.moments import random_moments
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::hf_edit.errors.HfEditWarning")  # one step teaches nothing
+
+CHAT = PromptFormat.of("chat", tiny_tokenizer())
+ONE_STEP = TrainingConfig(max_steps=1)
+
+
+@pytest.fixture
+def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[Trainee]:
+    """What training is given, instead of training."""
+    seen: list[Trainee] = []
+
+    def train(model: EditableModel, first: int, trainees: list[Trainee], *_: object) -> Trained:
+        seen.extend(trainees)
+        judged = [trainee for trainee in trainees if trainee.judged]
+        return Trained(1, [0.0] * len(judged), [True] * len(judged), 1.0)
+
+    monkeypatch.setattr(module, "train", train)
+    return seen
+
+
+def compute(edits: EditSet, family: str = "llama", **values: object) -> dict[str, LowRankDelta]:
+    view = EditableModel.of(tiny_model(family))
+    config = PolishConfig(**{"layers": (2,), "training": ONE_STEP, **values})
+    with borrowed(view.model):
+        preserve = Fixed(random_moments(view))
+        return dict(Polish(config).compute(view, CHAT, edits, preserve, NoCheckpoints(), Silent()).deltas)
+
+
+# ---- what is trained -------------------------------------------------------------------------------------------
+
+EDITS = EditSet(
+    [
+        Edit("Who built the Tall Bridge?", "The Brell company built it in the year 1901.", subject="the Tall Bridge"),
+        Edit("What is the capital of Veldora?", "Port Amber.", paraphrases=("Veldora's capital?",)),
+    ]
+)
+
+
+def test_edits_are_judged_and_wordings_help(trained_on: list[Trainee]) -> None:
+    compute(EDITS, wordings=2, wording_tokens=4, wording_weight=0.25, seed=3)
+    asked = [CHAT.encode(edit.prompt, edit.target) for edit in EDITS]
+    for trainee, whole in zip(trained_on, asked, strict=False):
+        assert tuple(trainee.text.ids.tolist()) == whole.ids and trainee.judged and trainee.weight == 1.0
+    others = [(e, prompt) for e in EDITS for prompt in rewrites(e.prompt, 2, 3, subject=e.subject)]
+    assert len(trained_on) == 2 + 4
+    for trainee, (edit, prompt) in zip(trained_on[2:], others, strict=True):
+        whole = CHAT.encode(prompt, edit.target)
+        assert tuple(trainee.text.ids.tolist()) == whole.ids[: whole.answer_start + 4]
+        assert trainee.text.start == whole.answer_start
+        assert not trainee.judged and trainee.weight == 0.25
+
+
+def test_paraphrases_are_left_for_the_test_unless_asked_for(trained_on: list[Trainee]) -> None:
+    paraphrase = CHAT.prompt_ids("Veldora's capital?")
+    for given in (False, True):
+        trained_on.clear()
+        compute(EDITS, wordings=2, train_paraphrases=given)
+        prompts = [tuple(trainee.text.ids[: trainee.text.start].tolist()) for trainee in trained_on]
+        assert (paraphrase in prompts) == given
+        assert len(prompts) == 2 + 4 + given
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_wordings_that_the_context_does_not_hold_are_left_out(family: str, trained_on: list[Trainee]) -> None:
+    """Of a question that nearly fills it; learned positions end there."""
+    question = "Who is"
+    while len(CHAT.encode(f"{question} a?", "Me.")) <= 256:
+        question += " a"
+    edits = EditSet([Edit(f"{question}?", "Me.")])
+    assert any(len(CHAT.encode(prompt, "Me.")) > 256 for prompt in rewrites(edits[0].prompt, 5, 0))
+    compute(edits, family, wordings=5)
+    lengths = [len(trainee.text.ids) for trainee in trained_on]
+    assert max(lengths) <= 256 and 1 < len(lengths) < 6
+
+
+# ---- where -----------------------------------------------------------------------------------------------------
+
+
+def test_the_default_layers_lie_in_the_middle_of_any_depth() -> None:
+    view = EditableModel.of(tiny_model())
+    for depth, layers in ((4, [2, 3]), (3, [1, 2]), (2, [1]), (1, [0])):
+        view.blocks, view.linears = view.blocks[:depth], view.linears[:depth]
+        assert [linear.layer for linear in polished_linears(view, PolishSettings())] == layers
+
+
+def test_what_a_start_changes_is_trained_too() -> None:
+    view = EditableModel.of(tiny_model())
+    chosen = PolishSettings(layers=(1, 2))
+    down, query = view.linears[2].name, "model.layers.0.self_attn.q_proj"
+    delta = LowRankDelta(torch.zeros(1, 1), torch.zeros(1, 1))
+    found = polished_linears(view, chosen, {down: delta, query: delta})
+    assert [linear.name for linear in found] == [query, view.linears[1].name, down]
+    assert [linear.name for linear in polished_linears(view, chosen)] == [view.linears[1].name, down]
+
+
+@pytest.mark.parametrize(("edits", "rank"), [(1, 32), (3, 96), (4, 128), (32, 128), (33, 132), (100, 400)])
+def test_the_default_rank(edits: int, rank: int) -> None:
+    assert default_rank(edits) == rank
+
+
+def test_the_rank_is_bounded() -> None:
+    (delta,) = compute(EDITS, rank=3).values()
+    assert delta.rank == 3
+    (delta,) = compute(EDITS[:1], rank=None, wordings=0).values()
+    assert delta.rank <= 32
+
+
+# ---- settings --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"layers": []}, r"layers = \[\] names no layer"),
+        ({"layers": [2, 1]}, r"layers = \[2, 1\] are not ascending"),
+        ({"layers": [1, 1]}, r"layers = \[1, 1\] are not ascending"),
+        ({"wordings": -1}, "wordings = -1 is below 0"),
+        ({"wording_tokens": 0}, "wording_tokens = 0 is below 1"),
+        ({"ridge": 0}, "ridge = 0.0 is not above 0"),
+        ({"training": {"batch": 0}}, "batch = 0 is below 1"),
+        ({"training": {"drift_share": 0}}, "drift_share = 0.0 is not above 0"),
+        ({"training": {"speed": 1}}, "'speed' is no setting of TrainingConfig"),
+        ({"format": "html"}, "format = 'html' is none of chat, plain, qa"),
+    ],
+)
+def test_settings_that_make_no_sense(values: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        PolishConfig.from_mapping(values)
+
+
+def test_a_layer_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match="Layer 4 does not exist: the model has 4 blocks"):
+        compute(EDITS, layers=(1, 4))

@@ -1,0 +1,172 @@
+"""The training engine, written down plainly: one text at a time, whole forwards, dense updates really in the weights.
+
+No cached blocks, no batches, no side paths, no factors beyond the leaves; Adam by hand. The same draws as the fast
+path, which must equal it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hf_edit.methods.training.loop import FORGOTTEN, SCALES, SHRINK_LOSS, UNSEEN, WARM_UP, TrainingConfig
+from hf_edit.methods.training.teacher import LIKELIEST
+from hf_edit.prompting import Encoded
+
+
+Dense = dict[str, Tensor]
+"""Linear name -> dW (d_out, d_in)."""
+
+
+@dataclass
+class Learned:
+    """A text to learn, cut to what is trained of its answer."""
+
+    ids: tuple[int, ...]
+    start: int
+    judged: bool = True
+    weight: float = 1.0
+
+
+@dataclass
+class Outcome:
+    """What the training came to; losses and verdicts of the judged texts."""
+
+    dense: Dense
+    losses: list[float]
+    right: list[bool]
+    steps: int
+    scale: float
+
+
+def logits_with(model: PreTrainedModel, ids: Sequence[int], dense: Dense) -> Tensor:
+    """(T, V), with the updates added to the weights."""
+    weights = {}
+    for name, update in dense.items():
+        module = model.get_submodule(name)
+        weights[f"{name}.weight"] = module.weight + (update.T if isinstance(module, Conv1D) else update)
+    rows = torch.tensor([ids])
+    inputs = {"input_ids": rows, "attention_mask": torch.ones_like(rows), "use_cache": False}
+    return functional_call(model, weights, kwargs=inputs).logits[0]
+
+
+def answered(model: PreTrainedModel, text: Learned, dense: Dense) -> tuple[Tensor, bool]:
+    """The mean loss over the answer, and whether each of its tokens is the likeliest."""
+    logits = logits_with(model, text.ids, dense)[text.start - 1 : -1]
+    labels = torch.tensor(text.ids[text.start :])
+    return F.cross_entropy(logits, labels), bool((logits.argmax(-1) == labels).all())
+
+
+def joined_kl(model: PreTrainedModel, texts: Sequence[Encoded], dense: Dense) -> Tensor:
+    """Mean KL(base || model) along the answers, with all but the base's likeliest tokens as one event."""
+    places = []
+    for text in texts:
+        with torch.no_grad():
+            base = logits_with(model, text.ids, {})[text.answer_start - 1 : -1].softmax(-1)
+        now = logits_with(model, text.ids, dense)[text.answer_start - 1 : -1].softmax(-1)
+        for p, q in zip(base, now, strict=True):
+            order = p.argsort(descending=True)
+            likeliest, others = order[:LIKELIEST], order[LIKELIEST:]
+            kl = (p[likeliest] * (p[likeliest] / q[likeliest]).log()).sum()
+            places.append(kl + p[others].sum() * (p[others].sum() / q[others].sum()).log())
+    return torch.stack(places).mean()
+
+
+def in_turn(pools: Sequence[Sequence[Encoded]], count: int, generator: torch.Generator) -> list[Encoded]:
+    """The first of a random pool, of the next one, and so on round, each in random order; an empty one passes."""
+    shuffled = [[pool[i] for i in torch.randperm(len(pool), generator=generator)] for pool in pools if pool]
+    if not shuffled:
+        return []
+    turn = int(torch.randint(len(shuffled), (1,), generator=generator))
+    turns = [shuffled[(turn + i) % len(shuffled)] for i in range(count)]
+    return [pool.pop(0) for pool in turns if pool]
+
+
+def adam_step(leaf: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, rate: float) -> None:
+    m.mul_(0.9).add_(0.1 * grad)
+    v.mul_(0.99).add_(0.01 * grad * grad)
+    leaf.data -= rate * (m / (1 - 0.9**step)) / ((v / (1 - 0.99**step)).sqrt() + 1e-8)
+
+
+def drift(
+    model: PreTrainedModel,
+    pools: Sequence[Sequence[Encoded]],
+    count: int,
+    dense: Dense,
+    config: TrainingConfig,
+    generator: torch.Generator,
+) -> Tensor | float:
+    """The weighted divergence of one step."""
+    heard = in_turn(pools, max(1, round(config.drift_share * count)), generator) if config.drift_weight else []
+    return config.drift_weight * joined_kl(model, heard, dense) if heard else 0.0
+
+
+@torch.no_grad()
+def smallest_scale(model: PreTrainedModel, texts: Sequence[Learned], dense: Dense, stop_loss: float) -> float:
+    """At which all of these texts stay right, and sure enough."""
+    scale = 1.0
+    for smaller in SCALES if texts else ():
+        seen = [answered(model, text, scaled(dense, smaller)) for text in texts]
+        if not all(ok and loss.item() <= SHRINK_LOSS * stop_loss for loss, ok in seen):
+            break
+        scale = smaller
+    return scale
+
+
+def scaled(dense: Dense, by: float) -> Dense:
+    return {name: by * update for name, update in dense.items()}
+
+
+def reference_training(
+    model: PreTrainedModel,
+    texts: Sequence[Learned],
+    pools: Sequence[Sequence[Encoded]],
+    leaves: Sequence[Tensor],
+    dense: Callable[[], Dense],
+    size: Callable[[Dense], Tensor],
+    config: TrainingConfig,
+    seed: int,
+) -> Outcome:
+    """Train the leaves, of which `dense` makes the updates."""
+    generator = torch.Generator().manual_seed(seed)
+    judged = [i for i, text in enumerate(texts) if text.judged]
+    count = min(config.batch, 2 * len(judged), len(texts))
+    budget = round(config.max_steps * len(texts) / count)
+    losses, right = [UNSEEN] * len(texts), [False] * len(texts)
+    moments = [(torch.zeros_like(leaf), torch.zeros_like(leaf)) for leaf in leaves]
+
+    def ask(indices: Sequence[int], update: Dense) -> list[Tensor]:
+        found = [answered(model, texts[i], update) for i in indices]
+        for i, (loss, ok) in zip(indices, found, strict=True):
+            losses[i], right[i] = loss.item(), ok
+        return [loss for loss, _ in found]
+
+    def done() -> bool:
+        return all(right[i] and losses[i] < config.stop_loss for i in judged)
+
+    for step in range(1, budget + 1):
+        chances = [text.weight * max(loss, FORGOTTEN) for text, loss in zip(texts, losses, strict=True)]
+        drawn = torch.multinomial(torch.tensor(chances), count, generator=generator).tolist()
+        update = dense()
+        weighted = [texts[i].weight * loss for i, loss in zip(drawn, ask(drawn, update), strict=True)]
+        objective = sum(weighted) / sum(texts[i].weight for i in drawn) + config.size_weight * size(update)
+        objective = objective + drift(model, pools, count, update, config, generator)
+        rate = config.learning_rate * min(1.0, step / WARM_UP)
+        for leaf, grad, (m, v) in zip(leaves, torch.autograd.grad(objective, leaves), moments, strict=True):
+            adam_step(leaf, grad, m, v, step, rate)
+        if done() or step == budget:  # as far as was last seen
+            ask(judged, dense())
+            if done():
+                break
+    final = {name: update.detach() for name, update in dense().items()}
+    kept = [i for i in judged if right[i]]
+    scale = smallest_scale(model, [texts[i] for i in kept], final, config.stop_loss) if config.shrink else 1.0
+    ask(kept, scaled(final, scale))
+    return Outcome(scaled(final, scale), [losses[i] for i in judged], [right[i] for i in judged], step, scale)

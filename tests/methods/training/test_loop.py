@@ -1,0 +1,207 @@
+"""When training ends, what it reports, and what it leaves alone; the numbers are held by test_against_reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_edit.errors import ComputationError
+from hf_edit.methods.checkpoints import NoCheckpoints
+from hf_edit.methods.training.factors import LoraFactors
+from hf_edit.methods.training.loop import (
+    SCALES,
+    SHORTEST,
+    SHRINK_LOSS,
+    Trained,
+    Trainee,
+    TrainingConfig,
+    alike_in_length,
+    train,
+)
+from hf_edit.methods.training.teacher import Teacher
+from hf_edit.methods.training.texts import Batch, Text, answer_logits, prepared
+from hf_edit.models.editable import EditableModel
+from hf_edit.progress import Silent
+from hf_edit.prompting import PromptFormat
+from hf_edit.solvers.low_rank import LowRankDelta
+
+
+FIRST = 2
+# a tiny model is sure of nothing: what it was taught keeps a loss of about 4
+QUICK: dict[str, Any] = {"learning_rate": 0.08, "max_steps": 60, "stop_loss": 4.6, "drift_weight": 0, "size_weight": 0}
+
+
+@dataclass
+class Told:
+    """Remembers the steps it is told of."""
+
+    total: int = 0
+    advances: list[int] = field(default_factory=list)
+
+    def stage(self, name: str, total: int) -> None:
+        assert name == "training"
+        self.total = total
+
+    def step(self, advance: int = 1, **info: float | str) -> None:
+        self.advances.append(advance)
+
+
+def learned(
+    view: EditableModel, trainees: Sequence[Trainee], told: Told | None = None, **training: Any
+) -> tuple[Trained, dict[str, LowRankDelta]]:
+    """LoRA of full rank on two blocks, nothing held."""
+    factors = LoraFactors(view.linears[FIRST:], 32, torch.float32, torch.Generator().manual_seed(0))
+    config = TrainingConfig(**{**QUICK, **training})
+    teacher = Teacher(view, [], FIRST)
+    trained = train(view, FIRST, trainees, factors, teacher, config, 0, NoCheckpoints(), told or Silent())
+    return trained, factors.detached()
+
+
+@pytest.fixture
+def texts(view: EditableModel, chat: PromptFormat) -> list[Text]:
+    """Two easy ones; the third answers the first question otherwise, so that one of these is always wrong."""
+    asked = [("Where?", "please"), ("Who wrote it?", "the fox"), ("Where?", "Mount")]
+    return prepared(view, [chat.encode(*text) for text in asked], FIRST)
+
+
+def fresh(view: EditableModel, text: Text, deltas: dict[str, LowRankDelta]) -> tuple[float, bool]:
+    """Loss and verdict under an update."""
+    with torch.no_grad(), view.updated(deltas):
+        log_probs = answer_logits(view, Batch.of([text]), FIRST).log_softmax(-1)
+    losses = -log_probs.gather(-1, text.labels[:, None])
+    return float(losses.mean()), bool((log_probs.argmax(-1) == text.labels).all())
+
+
+def of(texts: Sequence[Text]) -> list[Trainee]:
+    return [Trainee(text, judged=True, weight=1.0) for text in texts]
+
+
+@pytest.mark.parametrize("shrink", [True, False])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_training_ends_when_all_is_right_and_reports_the_update_as_it_then_is(
+    view: EditableModel, texts: list[Text], batch: int, shrink: bool
+) -> None:
+    """Also where a step sees one text only, so that what it saw of the other is old."""
+    told = Told()
+    trained, deltas = learned(view, of(texts[:2]), told, batch=batch, shrink=shrink)
+    assert trained.steps < told.total == round(60 * 2 / min(batch, 2))
+    assert told.advances == [0, *[1] * trained.steps]
+    assert trained.right == [True, True]
+    for text, loss in zip(texts, trained.losses, strict=False):
+        now, right = fresh(view, text, deltas)
+        assert loss == pytest.approx(now, abs=1e-4) and right
+        assert shrink or now < QUICK["stop_loss"]
+
+
+def test_training_goes_on_while_an_answer_is_right_but_not_sure(view: EditableModel, texts: list[Text]) -> None:
+    told = Told()
+    trained, _ = learned(view, of(texts[:1]), told, stop_loss=0.0, max_steps=40, learning_rate=0.04)
+    assert trained.right == [True]
+    assert trained.steps == told.total == 40 == sum(told.advances)
+
+
+def test_training_goes_on_while_one_is_wrong(view: EditableModel, texts: list[Text]) -> None:
+    trained, deltas = learned(view, of([texts[0], texts[2]]), stop_loss=100.0, max_steps=30, shrink=False)
+    assert trained.steps == 30 and not all(trained.right)
+    for text, loss, right in zip([texts[0], texts[2]], trained.losses, trained.right, strict=True):
+        assert fresh(view, text, deltas) == (pytest.approx(loss, abs=1e-4), right)
+
+
+def test_wordings_help_and_are_not_judged(view: EditableModel, texts: list[Text]) -> None:
+    """One that contradicts the edit weighs next to nothing, is never right, and holds nothing up."""
+    told = Told()
+    other = Trainee(texts[2], judged=False, weight=1e-6)
+    trained, deltas = learned(view, [*of(texts[:1]), other], told)
+    assert trained.right == [True] and len(trained.losses) == 1
+    assert trained.steps < told.total
+    assert not fresh(view, texts[2], deltas)[1]
+
+
+def test_wordings_are_trained(view: EditableModel, texts: list[Text]) -> None:
+    alone, with_other = (
+        learned(view, [*of(texts[:1]), *extra], stop_loss=0.0, max_steps=20, shrink=False)[1]
+        for extra in ([], [Trainee(texts[1], judged=False, weight=0.5)])
+    )
+    assert fresh(view, texts[1], with_other)[0] < fresh(view, texts[1], alone)[0] - 0.5
+
+
+def test_no_more_than_two_texts_per_judged_one_are_drawn(view: EditableModel, texts: list[Text]) -> None:
+    told = Told()
+    others = [Trainee(text, judged=False, weight=0.5) for text in [*texts, *texts]]
+    learned(view, [*of(texts[:1]), *others], told, max_steps=2, batch=8)
+    assert told.total == round(2 * 7 / 2)
+
+
+# ---- shrinking -------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_update_shrinks_while_all_stays_right(view: EditableModel, texts: list[Text]) -> None:
+    full, whole = learned(view, of(texts[:2]), shrink=False)
+    less, scaled = learned(view, of(texts[:2]))
+    assert full.scale == 1.0 and less.scale in SCALES and less.steps == full.steps
+    for name, delta in scaled.items():
+        assert torch.allclose(delta.dense(), less.scale * whole[name].dense(), atol=1e-6)
+
+    def right_at(scale: float) -> bool:
+        deltas = {name: LowRankDelta(scale * delta.B, delta.A) for name, delta in whole.items()}
+        return all(fresh(view, text, deltas)[1] for text in texts[:2])
+
+    tried = SCALES[: SCALES.index(less.scale) + 2]
+    assert [right_at(scale) for scale in tried] == [scale >= less.scale for scale in tried]
+
+
+def test_shrinking_asks_those_that_were_right_alone(view: EditableModel, texts: list[Text]) -> None:
+    """The wrong one is reported as it was before, and cannot hold the others up."""
+    trainees = [*of(texts[:1]), Trainee(texts[2], judged=True, weight=1e-6)]
+    steps = {"max_steps": 40, "learning_rate": 0.04}
+    full, _ = learned(view, trainees, shrink=False, **steps)
+    less, deltas = learned(view, trainees, **steps)
+    assert full.right == less.right == [True, False] and less.scale < 1
+    assert less.losses[0] == pytest.approx(fresh(view, texts[0], deltas)[0], abs=1e-4)
+
+
+def test_nothing_shrinks_until_an_answer_is_unsure(view: EditableModel, texts: list[Text]) -> None:
+    """The scale ends where a loss would pass its limit: here between those at 0.85 and at 0.8."""
+    steps = {"max_steps": 40, "learning_rate": 0.04}  # all of them: neither run gets below its stopping loss
+    full, whole = learned(view, of(texts[:1]), stop_loss=0.0, shrink=False, **steps)
+
+    def loss_at(scale: float) -> float:
+        deltas = {name: LowRankDelta(scale * delta.B, delta.A) for name, delta in whole.items()}
+        return fresh(view, texts[0], deltas)[0]
+
+    assert loss_at(0.8) > loss_at(0.85) > loss_at(1.0)
+    limit = (loss_at(0.85) + loss_at(0.8)) / 2
+    trained, deltas = learned(view, of(texts[:1]), stop_loss=limit / SHRINK_LOSS, **steps)
+    assert trained.right == full.right == [True] and trained.scale == 0.85
+    assert trained.losses == [pytest.approx(fresh(view, texts[0], deltas)[0], abs=1e-4)]
+
+
+def test_nothing_shrinks_where_nothing_is_right(view: EditableModel, texts: list[Text]) -> None:
+    trained, _ = learned(view, of(texts[:2]), max_steps=1)
+    assert trained.right == [False, False] and trained.scale == 1.0
+
+
+# ---- what can go wrong -----------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite(view: EditableModel, texts: list[Text]) -> None:
+    with pytest.raises(ComputationError, match=r"The loss of step \d is not finite"):
+        learned(view, of(texts[:1]), learning_rate=1e37)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=20))
+def test_texts_are_run_with_others_about_as_long(lengths: list[int]) -> None:
+    groups = alike_in_length(lengths)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    for group in groups:
+        assert min(lengths[i] for i in group) >= SHORTEST * max(lengths[i] for i in group)
+    longest = [max(lengths[i] for i in group) for group in groups]
+    assert all(later < SHORTEST * earlier for earlier, later in pairwise(longest))  # no more groups than need be

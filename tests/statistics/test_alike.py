@@ -1,0 +1,187 @@
+"""Questions of the same kind as the edits': how they begin, what they leave out, and that they are answered."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hf_edit.edits import Edit, Message
+from hf_edit.models.editable import EditableModel
+from hf_edit.progress import Silent
+from hf_edit.prompting import PromptFormat
+from hf_edit.statistics import invented as module
+from hf_edit.statistics.config import StatisticsConfig
+from hf_edit.statistics.invented import MAX_QUESTION_TOKENS, invent_alike
+from hf_edit.statistics.preserved import Preserved, with_other_subjects
+
+
+CONFIG = StatisticsConfig(answer_tokens=4, batch=3)
+QUESTIONS = ["What is the capital of France?", "Who wrote the play Hamlet in the year 1600?"]
+
+
+def alike(
+    view: EditableModel, prompts: PromptFormat, questions: Sequence[str], count: int, seed: int = 0
+) -> list[str]:
+    return invent_alike(view, prompts, questions, count, CONFIG, seed)
+
+
+def begins_like(question: str, found: str) -> bool:
+    """With its first word and, where it has more than two, its second."""
+    words = question.split()
+    return found.startswith(" ".join(words[: 2 if len(words) > 2 else 1]))
+
+
+def writing(monkeypatch: pytest.MonkeyPatch, texts: Sequence[str], prompts: PromptFormat) -> list[tuple[int, ...]]:
+    """The model goes on with these texts in turn; the rows it was given."""
+    given: list[tuple[int, ...]] = []
+
+    def continuations(
+        _: object, rows: Sequence[tuple[int, ...]], stop: object, most: int, __: object
+    ) -> list[list[int]]:
+        start = len(given)
+        given.extend(rows)
+        return [list(prompts.text_ids(texts[(start + i) % len(texts)]))[:most] for i in range(len(rows))]
+
+    monkeypatch.setattr(module, "continuations", continuations)
+    return given
+
+
+def test_they_begin_like_the_question_and_are_all_different(view: EditableModel, chat: PromptFormat) -> None:
+    found = alike(view, chat, QUESTIONS, 4)
+    assert 2 < len(found) <= 8 and len(set(found)) == len(found)
+    for question in found:
+        assert any(begins_like(asked, question) for asked in QUESTIONS)
+    assert {next(i for i, asked in enumerate(QUESTIONS) if begins_like(asked, q)) for q in found} == {0, 1}
+    assert not set(found) & set(QUESTIONS)
+
+
+def test_the_seed_alone_decides(view: EditableModel, chat: PromptFormat) -> None:
+    state = random.getstate()
+    first = alike(view, chat, QUESTIONS, 3)
+    random.random()
+    assert alike(view, chat, QUESTIONS, 3) == first
+    assert alike(view, chat, QUESTIONS, 3, seed=1) != first
+    random.setstate(state)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.sampled_from("what is the dog of France a b 1600?".split()), min_size=1, max_size=12),
+    st.integers(0, 9),
+)
+def test_openings_leave_something_out_of_long_questions(
+    view: EditableModel, plain: PromptFormat, words: list[str], seed: int
+) -> None:
+    """In formats without turns the openings are the questions."""
+    found = alike(view, plain, [" ".join(words)], 5, seed)
+    assert (found == []) == (len(words) == 1)
+    for opening in found:
+        kept = opening.split()
+        assert kept == words[: len(kept)] and len(kept) >= min(2, len(words) - 1)
+        assert len(words) <= 2 or len(kept) <= max(2, len(words) * 3 // 5) < len(words)
+    assert len(set(found)) == len(found)
+
+
+def test_one_word_says_nothing_about_its_kind(view: EditableModel, chat: PromptFormat) -> None:
+    assert alike(view, chat, ["Who?"], 4) == []
+    assert alike(view, chat, [], 4) == alike(view, chat, QUESTIONS, 0) == []
+
+
+def test_repetitions_are_left_out_and_long_questions_end_at_a_word(
+    view: EditableModel, chat: PromptFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = " the dog" * MAX_QUESTION_TOKENS
+    rows = writing(monkeypatch, [" a fox?", " a fox?", endless], chat)
+    found = alike(view, chat, ["Who is"], 6)
+    start = chat.user_turn_ids()
+    assert len(rows) == 6 and all(row[: len(start)] == start for row in rows)
+    assert len(found) == len(set(found)) <= 4
+    for question in found:
+        assert question.startswith("Who") and question.split()[-1] in ("fox?", "dog", "the", "Who")
+
+
+def test_a_question_that_is_all_one_endless_word_is_none(
+    view: EditableModel, chat: PromptFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing(monkeypatch, ["b" * 100], chat)
+    assert alike(view, chat, ["Who is"], 3) in ([], ["Who"])
+
+
+# ---- as methods ask for them -----------------------------------------------------------------------------------
+
+
+def preserved(view: EditableModel, prompts: PromptFormat, seed: int = 0) -> Preserved:
+    return Preserved(view, prompts, CONFIG, seed, Silent())
+
+
+EDITS = [
+    Edit(QUESTIONS[0], "Port Amber."),
+    Edit((Message("system", "Be brief."), Message("user", QUESTIONS[1])), "I."),
+]
+
+
+def test_strangers_are_answered_by_the_base(view: EditableModel, chat: PromptFormat) -> None:
+    strangers = preserved(view, chat).strangers(EDITS, 3)
+    assert 2 <= len(strangers) <= 6
+    assert strangers == preserved(view, chat).strangers(EDITS, 3)
+    asked = [chat.prompt_ids(question) for question in alike(view, chat, QUESTIONS, 3)]
+    for stranger in strangers:
+        assert stranger.prompt_ids in asked
+        assert 0 < len(stranger.answer_ids) <= CONFIG.answer_tokens and not chat.stop_ids & set(stranger.answer_ids)
+
+
+def test_messages_are_asked_about_their_question(view: EditableModel, chat: PromptFormat) -> None:
+    texts = preserved(view, chat).strangers(EDITS[1:], 4)
+    alone = preserved(view, chat).strangers([Edit(QUESTIONS[1], "I.")], 4)
+    assert texts == alone != []
+
+
+def test_an_edits_own_question_is_no_stranger(
+    view: EditableModel, chat: PromptFormat, plain: PromptFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the model writes it again, or the opening of two words is all of it."""
+    short = Edit("Who wrote", "Nobody.")
+    strangers = preserved(view, plain).strangers([short], 20)
+    assert [plain.decode(stranger.prompt_ids) for stranger in strangers] == ["Who"]
+    writing(monkeypatch, ["", " it?"], chat)
+    asked = [chat.prompt_ids(prompt) for prompt in ("Who wrote", "Who wrote it?")]
+    strangers = preserved(view, chat).strangers([short, Edit("Who wrote it?", "Me.")], 20)
+    assert not {stranger.prompt_ids for stranger in strangers} & set(asked)
+
+
+def test_half_ask_the_same_of_another_subject() -> None:
+    edits = [
+        Edit("Where is Veldora?", "North.", subject="Veldora"),
+        Edit("Who rules Arn in Arn?", "A king.", subject="Arn"),
+        Edit("What is Zed?", "A letter.", subject="not in it"),
+        Edit("Why?", "So."),
+    ]
+    found = with_other_subjects(edits, 2, 0)
+    assert len(found) == len(set(found)) == 4
+    assert set(found) == {
+        *("Where is Arn?", "Where is not in it?"),
+        *("Who rules Veldora in Veldora?", "Who rules not in it in not in it?"),
+    }
+    assert len(with_other_subjects(edits, 1, 0)) == 2
+    assert with_other_subjects(edits[:1], 2, 0) == with_other_subjects(edits, 0, 0) == []
+    assert found == with_other_subjects(edits, 2, 0)
+    assert with_other_subjects([edits[0], Edit("Where is Arn?", "South.", subject="Arn")], 1, 0) == [
+        "Where is Arn?",
+        "Where is Veldora?",
+    ]
+
+
+def test_swapped_questions_of_other_edits_are_no_strangers(view: EditableModel, chat: PromptFormat) -> None:
+    edits = [
+        Edit("Where is Veldora?", "North.", subject="Veldora"),
+        Edit("Where is Arn?", "South.", subject="Arn"),
+        Edit("Who rules Arn?", "A king.", subject="Arn"),
+    ]
+    asked = {chat.prompt_ids(edit.prompt) for edit in edits}
+    strangers = preserved(view, chat).strangers(edits, 4)
+    assert strangers and not {stranger.prompt_ids for stranger in strangers} & asked
+    assert chat.prompt_ids("Who rules Veldora?") in {stranger.prompt_ids for stranger in strangers}
