@@ -16,12 +16,14 @@ from hf_edit.errors import ComputationError
 from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.training.factors import LoraFactors
 from hf_edit.methods.training.loop import (
+    FORGOTTEN,
     SCALES,
     SHORTEST,
     SHRINK_LOSS,
     Trained,
     Trainee,
     TrainingConfig,
+    _State,
     alike_in_length,
     train,
 )
@@ -137,6 +139,14 @@ def test_no_more_than_two_texts_per_judged_one_are_drawn(view: EditableModel, te
     others = [Trainee(text, judged=False, weight=0.5) for text in [*texts, *texts]]
     learned(view, [*of(texts[:1]), *others], told, max_steps=2, batch=8)
     assert told.total == round(2 * 7 / 2)
+
+
+def test_texts_are_drawn_by_their_loss_and_none_is_forgotten(texts: list[Text]) -> None:
+    state = _State([*of(texts[:2]), Trainee(texts[2], judged=False, weight=0.5)])
+    chances = state.chances()
+    assert chances[0] == chances[1] == 2 * chances[2] > 1  # none was drawn yet
+    state.note([0, 1, 2], torch.tensor([0.0, 0.4, 0.4]), torch.tensor([True, False, False]))
+    assert torch.allclose(state.chances(), torch.tensor([FORGOTTEN, 0.4, 0.2]))
 
 
 # ---- shrinking -------------------------------------------------------------------------------------------------
