@@ -116,10 +116,10 @@ def _computed(
     prompts = PromptFormat.of(settings.format, tokenizer)
     view = EditableModel.of(model)
     _check_vocabulary(view, prompts)
-    if view.max_length is not None:
-        prompts.check(edits, view.max_length)
-
     kept = [edit for one in earlier for edit in (one.edits if isinstance(one, EditPack) else one)]
+    if view.max_length is not None:
+        prompts.check([*edits, *kept], view.max_length)
+
     preserve = Preserved(
         view,
         prompts,

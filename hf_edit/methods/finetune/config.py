@@ -18,7 +18,7 @@ class FinetuneTraining(TrainingConfig):
     stop_loss: float = setting(0.015, "Done when every answer is right and none has a loss above this.", at_least=0)
     drift_weight: float = setting(1.0, "Weight of the KL divergence to the base on its own answers.", at_least=0)
     size_weight: float = setting(0.0, "Weight of |dW|^2.", at_least=0)
-    shrink: bool = setting(False, "Scale the finished update down as far as every answer stays right.")
+    shrink: bool = setting(False, "Scale the finished update down as far as every answer stays right and sure.")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class PolishSettings(Settings):
     )
     rank: int | None = setting(
         None,
-        "Largest rank per block; none: 32 for each edit up to 128, from 32 edits on 4 for each.",
+        "Largest rank per block; none: 32 for each edit up to 256 in all, beyond 64 edits 4 for each.",
         at_least=1,
     )
     wordings: int = setting(0, "Rewrites of each prompt that are trained beside it.", at_least=0)

@@ -118,7 +118,9 @@ def polished(
     bases, coordinates = {}, {}
     for linear in linears:
         L = penalty(moments[linear.name], 1.0, settings.ridge).factor
-        A, B = _coordinates(keys[linear.name], L, rank, (start or {}).get(linear.name), linear.d_out)
+        A, B = _coordinates(
+            keys[linear.name], L, min(rank, linear.d_out), (start or {}).get(linear.name), linear.d_out
+        )
         bases[linear.name], coordinates[linear.name] = A.to(dtype), B.to(dtype)
     factors = KeyBasisFactors(bases, coordinates)
     teacher = Teacher(model, [talks, [*asked, *preserve.earlier]], first)
@@ -172,8 +174,8 @@ def _coordinates(keys: Keys, L: Tensor, rank: int, start: LowRankDelta | None, d
 
 
 def default_rank(n_edits: int) -> int:
-    """32 for each edit up to 128 in all; beyond 32 edits 4 for each."""
-    return max(min(32 * n_edits, 128), 4 * n_edits)
+    """32 for each edit up to 256 in all; beyond 64 edits 4 for each."""
+    return max(min(32 * n_edits, 256), 4 * n_edits)
 
 
 def _trainees(

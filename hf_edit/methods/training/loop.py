@@ -23,6 +23,8 @@ from hf_edit.settings import Settings, setting
 FORGOTTEN = 0.005
 """A text whose loss is below this is drawn as if it were this: nothing is never looked at again."""
 WARM_UP = 5
+SHARED_BY = 4
+"""Edits that share the full weight of the size: what more of them need adds up, and must not weigh more for it."""
 UNSEEN = 100.0
 """The loss of a text that was not drawn yet."""
 SHRINK_LOSS = 2.0
@@ -41,10 +43,14 @@ class TrainingConfig(Settings):
     batch: int = setting(8, "Texts per step, drawn with probability proportional to their last loss.", at_least=1)
     max_steps: int = setting(60, "Most steps, for as many texts as a batch holds; more texts get more.", at_least=1)
     stop_loss: float = setting(0.03, "Done when every answer is right and none has a loss above this.", at_least=0)
-    size_weight: float = setting(4e-3, "Weight of tr(dW C dW^T), what the update moves elsewhere.", at_least=0)
+    size_weight: float = setting(
+        4e-3,
+        "Weight of tr(dW C dW^T), what the update moves elsewhere; of more than four edits each has four's share.",
+        at_least=0,
+    )
     drift_weight: float = setting(2.0, "Weight of the KL divergence to the base on its own answers.", at_least=0)
     drift_share: float = setting(0.5, "Conversations per step for the divergence, by text of the step.", above=0)
-    shrink: bool = setting(True, "Scale the finished update down as far as every answer stays right.")
+    shrink: bool = setting(True, "Scale the finished update down as far as every answer stays right and sure.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +109,7 @@ def train(
     judged = [i for i, trainee in enumerate(trainees) if trainee.judged]
     drawn_at_once = min(config.batch, 2 * len(judged), len(trainees))
     drift_at_once = max(1, round(config.drift_share * drawn_at_once))
+    size_weight = config.size_weight * min(1.0, SHARED_BY / len(judged))
     budget = round(config.max_steps * len(trainees) / drawn_at_once)
     progress.stage("training", budget)
     key = _digest(trainees, teacher, factors, config, seed)
@@ -118,7 +125,7 @@ def train(
         check_finite(losses, f"The loss of step {step}")
         state.note(drawn, losses, right)
         weights = losses.new_tensor([trainees[i].weight for i in drawn])
-        ((weights * losses).sum() / weights.sum() + config.size_weight * factors.size()).backward()
+        ((weights * losses).sum() / weights.sum() + size_weight * factors.size()).backward()
         known = teacher.drawn(drift_at_once, generator) if config.drift_weight else []
         if known:
             batch = Batch.of([one.text for one in known])

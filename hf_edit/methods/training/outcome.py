@@ -25,7 +25,7 @@ def warn_of_missed(receipt: Mapping[str, Mapping[str, Any]], trained: Trained) -
     if missed:
         warnings.warn(
             f"{len(missed)} of {len(receipt)} edits are not answered as asked after {trained.steps} steps: "
-            f"{', '.join(missed[:5])}. Raise training.max_steps or rank.",
+            f"{', '.join(missed[:5])}. Raise max_steps of the training, or the rank.",
             HfEditWarning,
             stacklevel=3,
         )

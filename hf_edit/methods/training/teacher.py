@@ -23,7 +23,7 @@ class Teacher:
 
     Args:
         model: the base; nothing may be attached to it when a text is new.
-        pools: questions with the base's own answers, by kind: of each the same number is drawn.
+        pools: questions with the base's own answers, by kind, from which is drawn in turn.
         first: the lowest edited block.
     """
 
@@ -34,7 +34,7 @@ class Teacher:
         self._known: dict[int, Known] = {}
 
     def drawn(self, count: int, generator: torch.Generator) -> list[Known]:
-        """`count` texts, none twice, from the pools in turn, beginning with any."""
+        """Up to `count` texts, none twice, from the pools in turn, beginning with any."""
         if not self._sizes:
             return []
         begins = [sum(self._sizes[:i]) for i in range(len(self._sizes))]

@@ -73,7 +73,7 @@ def check(
         result = Polish(config, begun or None).compute(view, prompts, edits, preserve, NoCheckpoints(), Silent())
 
     names = [linear.name for linear in polished_linears(view, config, begun)]
-    rank = config.rank or default_rank(len(edits))
+    rank = min(config.rank or default_rank(len(edits)), view.hidden_size)
     expected = reference_polish(
         copy.deepcopy(model), names, prompts, edits, preserve, config, config.seed, rank, begun
     )
@@ -174,6 +174,11 @@ def test_other_weights() -> None:
         seed=3,
     )
     check("mistral", EDITS, config)
+
+
+def test_the_weight_of_the_size_is_shared_by_many_edits() -> None:
+    many = EditSet([Edit(f"Who wrote book {i}?", f"Nobody {i}.") for i in range(6)])
+    check("llama", many, settings({**FEW, "size_weight": 0.3}, wordings=0, layers=(1,)))
 
 
 def test_no_divergence_and_no_size() -> None:

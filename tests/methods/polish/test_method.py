@@ -118,7 +118,7 @@ def test_what_a_start_changes_is_trained_too() -> None:
     assert [linear.name for linear in polished_linears(view, chosen)] == [view.linears[1].name, down]
 
 
-@pytest.mark.parametrize(("edits", "rank"), [(1, 32), (3, 96), (4, 128), (32, 128), (33, 132), (100, 400)])
+@pytest.mark.parametrize(("edits", "rank"), [(1, 32), (3, 96), (8, 256), (64, 256), (65, 260), (100, 400)])
 def test_the_default_rank(edits: int, rank: int) -> None:
     assert default_rank(edits) == rank
 

@@ -138,6 +138,7 @@ def reference_training(
     generator = torch.Generator().manual_seed(seed)
     judged = [i for i, text in enumerate(texts) if text.judged]
     count = min(config.batch, 2 * len(judged), len(texts))
+    shared = min(1.0, 4 / len(judged))
     budget = round(config.max_steps * len(texts) / count)
     losses, right = [UNSEEN] * len(texts), [False] * len(texts)
     moments = [(torch.zeros_like(leaf), torch.zeros_like(leaf)) for leaf in leaves]
@@ -156,7 +157,7 @@ def reference_training(
         drawn = torch.multinomial(torch.tensor(chances), count, generator=generator).tolist()
         update = dense()
         weighted = [texts[i].weight * loss for i, loss in zip(drawn, ask(drawn, update), strict=True)]
-        objective = sum(weighted) / sum(texts[i].weight for i in drawn) + config.size_weight * size(update)
+        objective = sum(weighted) / sum(texts[i].weight for i in drawn) + config.size_weight * shared * size(update)
         objective = objective + drift(model, pools, count, update, config, generator)
         rate = config.learning_rate * min(1.0, step / WARM_UP)
         for leaf, grad, (m, v) in zip(leaves, torch.autograd.grad(objective, leaves), moments, strict=True):
