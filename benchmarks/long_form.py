@@ -4,7 +4,7 @@ The records are edited in packs of `--together`, each pack is attached, everythi
 Records are chosen by index; settings must have been chosen on others. Run it from the root of the checkout after
 `make demo`:
 
-    python benchmarks/long_form.py --unke 112:124 --editeverything 60:66 --name alone
+    python benchmarks/long_form.py --unke 116:128 --editeverything 60:66 --name alone
     python benchmarks/long_form.py --unke 116:132 --together 16 --method finetune --name finetune_16
 """
 
@@ -25,7 +25,7 @@ from hf_edit.edits import Edit, EditSet
 from hf_edit.evaluation.answers import greedy_answers
 from hf_edit.evaluation.drift import drift, perplexity, reference
 from hf_edit.evaluation.scores import exact, rouge_l
-from hf_edit.methods import METHODS, method_for
+from hf_edit.methods import METHODS, default_config, method_for
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.loading import load_model
 from hf_edit.progress import Silent
@@ -42,16 +42,19 @@ SHOWN = ("exact", "rouge_l", "rouge_l_paraphrase")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(BASE))
-    parser.add_argument("--unke", default="112:124", help="indices of records")
+    parser.add_argument("--unke", default="116:128", help="indices of records")
     parser.add_argument("--editeverything", default="60:66", help="indices of records")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the method")
-    parser.add_argument("--method", default="anyedit", choices=METHODS)
+    parser.add_argument("--method", choices=METHODS, help="none: what edit() does without settings")
     parser.add_argument("--together", type=int, default=1, help="records in one pack")
     parser.add_argument("--name", default="long_form", help="name of the result")
     arguments = parser.parse_args()
 
     model, tokenizer = load_model(arguments.model)
-    config: Any = METHODS[arguments.method].config_class.from_mapping(read_settings(None, arguments.set, {}))
+    settings = read_settings(None, arguments.set, {})
+    if arguments.method is None:
+        settings = default_config().to_json() | settings
+    config: Any = METHODS[arguments.method or "anyedit"].config_class.from_mapping(settings)
     prompts = PromptFormat.of(config.format, tokenizer)
     data = data_folder()
     long_form = unke.read(data / "unke.json")
@@ -104,7 +107,7 @@ def main() -> None:
             arguments.name,
             {
                 "what": "long-form edits, greedy free generation with natural stop",
-                "method": arguments.method,
+                "method": arguments.method or "default",
                 "together": arguments.together,
                 "config": config.to_json(),
                 "perplexity_before": before,

@@ -6,7 +6,7 @@ model's own business. Running only some of the blocks is done by letting the oth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +23,17 @@ from hf_edit.errors import ComputationError, UnsupportedModelError
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.families import Family
 from hf_edit.models.finder import find_family, linear_shape
+from hf_edit.models.hooks import (
+    adding,
+    entering,
+    hook,
+    passed_through,
+    reading_input,
+    reading_output,
+    replacing,
+    side_path,
+    tensor_of,
+)
 from hf_edit.solvers.low_rank import LowRankDelta
 
 
@@ -179,13 +190,13 @@ class EditableModel:
         batch = tuple(ids.shape)
         with ExitStack() as stack:
             for linear in inputs:
-                stack.enter_context(_reading_input(linear.module, trace.inputs, linear.name, batch))
+                stack.enter_context(reading_input(linear.module, trace.inputs, linear.name, batch))
             for linear in outputs:
-                stack.enter_context(_reading_output(linear.module, trace.outputs, linear.name, batch))
+                stack.enter_context(reading_output(linear.module, trace.outputs, linear.name, batch))
             for layer in entering:
-                stack.enter_context(_reading_input(self.blocks[layer], trace.entering, layer, batch))
+                stack.enter_context(reading_input(self.blocks[layer], trace.entering, layer, batch))
             for layer in leaving:
-                stack.enter_context(_reading_output(self.blocks[layer], trace.leaving, layer, batch))
+                stack.enter_context(reading_output(self.blocks[layer], trace.leaving, layer, batch))
             stack.enter_context(self._running(start, last))
             self.model(input_ids=ids, attention_mask=_or_ones(mask, ids), use_cache=False, logits_to_keep=1)
         return trace
@@ -228,7 +239,7 @@ class EditableModel:
             mask: (B, P + T), 0 where a prefix of P tokens is padded, on its left; by default it is not.
         """
         head = self.model.get_output_embeddings()
-        with _hook(head.register_forward_pre_hook(lambda _, args: (args[0][where][None], *args[1:]))):
+        with hook(head.register_forward_pre_hook(lambda _, args: (args[0][where][None], *args[1:]))):
             return self._run(ids, start, shift, prefix, keep=0, mask=mask)[0][0]
 
     def block_outputs(
@@ -249,9 +260,9 @@ class EditableModel:
         left: list[Tensor] = []
         with ExitStack() as stack:
             if shift is not None:
-                stack.enter_context(_shifting(*shift))
-            keep = self.blocks[layer].register_forward_hook(lambda _, __, output: left.append(_first(output)))
-            stack.enter_context(_hook(keep))
+                stack.enter_context(adding(shift[0].module, shift[1]))
+            keep = self.blocks[layer].register_forward_hook(lambda _, __, output: left.append(tensor_of(output)))
+            stack.enter_context(hook(keep))
             stack.enter_context(self._running({layer: states}, layer))
             self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1)
         return left[0].reshape(states.shape)
@@ -300,7 +311,7 @@ class EditableModel:
             }
         with ExitStack() as stack:
             if shift is not None:
-                stack.enter_context(_shifting(*shift))
+                stack.enter_context(adding(shift[0].module, shift[1]))
             stack.enter_context(self._running(start, self.n_layers - 1))
             out = self.model(input_ids=ids, logits_to_keep=keep, **arguments)
         return out.logits, cache
@@ -314,7 +325,7 @@ class EditableModel:
         """
         with ExitStack() as stack:
             for name, delta in deltas.items():
-                stack.enter_context(_side_path(self.model.get_submodule(name), delta))
+                stack.enter_context(side_path(self.model.get_submodule(name), delta))
             yield
 
     @contextmanager
@@ -330,12 +341,12 @@ class EditableModel:
         modules |= {self.blocks[layer]: value for layer, value in values.leaving.items()}
         with ExitStack() as stack:
             for module, value in modules.items():
-                stack.enter_context(_replacing(module, value, where))
+                stack.enter_context(replacing(module, value, where))
             yield
 
     def embeddings_shifted(self, shift: Tensor) -> Any:
         """A context in which `shift` (B, T, d) is added to the token embeddings."""
-        return _adding(self.model.get_input_embeddings(), shift)
+        return adding(self.model.get_input_embeddings(), shift)
 
     @cached_property
     def writes_residual(self) -> bool:
@@ -350,7 +361,7 @@ class EditableModel:
         direction = torch.linspace(-1, 1, linear.d_out, device=before.device, dtype=before.dtype).expand_as(before)
         for scale in (1, 8):  # a norm may happen to return one of them unchanged, never both
             shift = scale * size * direction
-            with _shifting(linear, shift):
+            with adding(linear.module, shift):
                 after = self.trace(ids, leaving=[0]).leaving[0]
             if (after - before - shift).abs().max() > 0.05 * shift.abs().max():
                 return False
@@ -365,9 +376,9 @@ class EditableModel:
         with ExitStack() as stack:
             for index, block in enumerate(self.blocks):
                 if not first <= index <= last:
-                    stack.enter_context(_passed_through(block, self._arity[type(block)]))
+                    stack.enter_context(passed_through(block, self._arity[type(block)]))
             if states is not None:
-                stack.enter_context(_entering(self.blocks[first], states))
+                stack.enter_context(entering(self.blocks[first], states))
             yield
 
     def _output_arities(self) -> dict[type, int | None]:
@@ -399,102 +410,6 @@ def _or_ones(mask: Tensor | None, ids: Tensor) -> Tensor:
 
 def _base(module: nn.Module) -> nn.Module:
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-
-
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _with_first(output: Any, value: Tensor) -> Any:
-    return (value, *output[1:]) if isinstance(output, tuple) else value
-
-
-def _shaped(tensor: Tensor, batch: tuple[int, ...]) -> Tensor:
-    """(B, T, width), also where a model flattens batch and time for its linears."""
-    return tensor.detach().reshape(*batch, tensor.shape[-1])
-
-
-@contextmanager
-def _hook(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _reading_input(module: nn.Module, into: dict[Any, Tensor], key: Any, batch: tuple[int, ...]) -> Any:
-    def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        into[key] = _shaped(args[0] if args else kwargs["hidden_states"], batch)
-
-    return _hook(module.register_forward_pre_hook(read, with_kwargs=True))
-
-
-def _reading_output(module: nn.Module, into: dict[Any, Tensor], key: Any, batch: tuple[int, ...]) -> Any:
-    def read(_: nn.Module, __: Any, output: Any) -> None:
-        into[key] = _shaped(_first(output), batch)
-
-    return _hook(module.register_forward_hook(read))
-
-
-def _shifting(linear: EditableLinear, shift: Tensor) -> Any:
-    return _adding(linear.module, shift)
-
-
-def _adding(module: nn.Module, shift: Tensor) -> Any:
-    def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        return output + shift.reshape(output.shape).to(output.dtype)
-
-    return _hook(module.register_forward_hook(add))
-
-
-def _side_path(module: nn.Module, delta: LowRankDelta | Tensor) -> Any:
-    factors = (delta,) if isinstance(delta, Tensor) else (delta.A, delta.B)
-
-    def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        change = args[0].to(factors[0].dtype)
-        for factor in factors:
-            change = change @ factor.T
-        return output + change.to(output.dtype)
-
-    return _hook(module.register_forward_hook(add))
-
-
-def _replacing(module: nn.Module, value: Tensor, where: Tensor) -> Any:
-    def replace(_: nn.Module, __: Any, output: Any) -> Any:
-        own = _first(output)
-        values = value.expand(*where.shape, value.shape[-1]).reshape(own.shape)
-        chosen = where[..., None].expand(*where.shape, value.shape[-1]).reshape(own.shape)
-        return _with_first(output, torch.where(chosen.to(own.device), values.to(own), own))
-
-    return _hook(module.register_forward_hook(replace))
-
-
-def _entering(block: nn.Module, states: Tensor) -> Any:
-    def replace(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if args:
-            return (states, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": states}
-
-    return _hook(block.register_forward_pre_hook(replace, with_kwargs=True))
-
-
-@contextmanager
-def _passed_through(block: nn.Module, arity: int | None) -> Iterator[None]:
-    """The block returns its input, in the form in which it returns its output."""
-    had_own = "forward" in block.__dict__  # accelerate, for one, replaces forward on the instance
-    own: Callable[..., Any] | None = block.__dict__.get("forward")
-
-    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
-        return hidden_states if arity is None else (hidden_states, *([None] * (arity - 1)))
-
-    block.forward = forward  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        if had_own:
-            block.forward = own  # type: ignore[assignment]
-        else:
-            del block.forward
 
 
 def _as_cache(prefix: Prefix, batch: int, device: torch.device, dtype: torch.dtype) -> DynamicCache:

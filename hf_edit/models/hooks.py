@@ -1,0 +1,118 @@
+"""Hooks on a model's modules, each a context: what they read, add or replace, and that they go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_edit.solvers.low_rank import LowRankDelta
+
+
+def tensor_of(output: Any) -> Tensor:
+    """The tensor of what a module returns, bare or first in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_first(output: Any, value: Tensor) -> Any:
+    """The same output with another tensor."""
+    return (value, *output[1:]) if isinstance(output, tuple) else value
+
+
+def _shaped(tensor: Tensor, batch: tuple[int, ...]) -> Tensor:
+    """(B, T, width), also where a model flattens batch and time for its linears."""
+    return tensor.detach().reshape(*batch, tensor.shape[-1])
+
+
+@contextmanager
+def hook(handle: Any) -> Iterator[None]:
+    """A hook that is gone when the context ends, however it ends."""
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def reading_input(module: nn.Module, into: dict[Any, Tensor], key: Any, batch: tuple[int, ...]) -> Any:
+    """Keep what enters a module."""
+
+    def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        into[key] = _shaped(args[0] if args else kwargs["hidden_states"], batch)
+
+    return hook(module.register_forward_pre_hook(read, with_kwargs=True))
+
+
+def reading_output(module: nn.Module, into: dict[Any, Tensor], key: Any, batch: tuple[int, ...]) -> Any:
+    """Keep what leaves a module."""
+
+    def read(_: nn.Module, __: Any, output: Any) -> None:
+        into[key] = _shaped(tensor_of(output), batch)
+
+    return hook(module.register_forward_hook(read))
+
+
+def adding(module: nn.Module, shift: Tensor) -> Any:
+    """Add to what leaves a module."""
+
+    def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return output + shift.reshape(output.shape).to(output.dtype)
+
+    return hook(module.register_forward_hook(add))
+
+
+def side_path(module: nn.Module, delta: LowRankDelta | Tensor) -> Any:
+    """A linear computes as if the change, (d_out, d_in), were in its weight."""
+    factors = (delta,) if isinstance(delta, Tensor) else (delta.A, delta.B)
+
+    def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        change = args[0].to(factors[0].dtype)
+        for factor in factors:
+            change = change @ factor.T
+        return output + change.to(output.dtype)
+
+    return hook(module.register_forward_hook(add))
+
+
+def replacing(module: nn.Module, value: Tensor, where: Tensor) -> Any:
+    """Put values where `where` (B, T) says, in what leaves a module."""
+
+    def replace(_: nn.Module, __: Any, output: Any) -> Any:
+        own = tensor_of(output)
+        values = value.expand(*where.shape, value.shape[-1]).reshape(own.shape)
+        chosen = where[..., None].expand(*where.shape, value.shape[-1]).reshape(own.shape)
+        return with_first(output, torch.where(chosen.to(own.device), values.to(own), own))
+
+    return hook(module.register_forward_hook(replace))
+
+
+def entering(block: nn.Module, states: Tensor) -> Any:
+    """Give a block other states, (B, T, d), than those that reach it."""
+
+    def replace(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if args:
+            return (states, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": states}
+
+    return hook(block.register_forward_pre_hook(replace, with_kwargs=True))
+
+
+@contextmanager
+def passed_through(block: nn.Module, arity: int | None) -> Iterator[None]:
+    """The block returns its input, in the form in which it returns its output."""
+    had_own = "forward" in block.__dict__  # accelerate, for one, replaces forward on the instance
+    own: Callable[..., Any] | None = block.__dict__.get("forward")
+
+    def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        return hidden_states if arity is None else (hidden_states, *([None] * (arity - 1)))
+
+    block.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if had_own:
+            block.forward = own  # type: ignore[assignment]
+        else:
+            del block.forward
