@@ -24,13 +24,16 @@ def setting(
     above: float | None = None,
     at_most: float | None = None,
     choices: Sequence[str] | None = None,
+    ascending: bool = False,
 ) -> Any:
     """A dataclass field with its help text and limits; for tuples the limits hold for every element.
 
     Args:
         default: the value, or a `Settings` class whose defaults are meant.
+        ascending: a tuple holds at least one element, each once and in order.
     """
-    metadata = {"help": help, "at_least": at_least, "above": above, "at_most": at_most, "choices": choices}
+    limits = {"at_least": at_least, "above": above, "at_most": at_most, "choices": choices, "ascending": ascending}
+    metadata = {"help": help, **limits}
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -49,6 +52,8 @@ class Settings:
             value = _coerced(getattr(self, field.name), hints[field.name])
             object.__setattr__(self, field.name, value)
             _check(field, value, hints[field.name])
+            if field.metadata["ascending"] and isinstance(value, tuple):
+                _check_ascending(field.name, value)
 
     @classmethod
     def from_mapping(cls: type[S], values: Mapping[str, Any]) -> S:
@@ -117,6 +122,14 @@ def _check(field: dataclasses.Field[Any], value: Any, hint: Any) -> None:
                 broken = f"is above {limits['at_most']:g}"
         if broken:
             raise ConfigError(f"{field.name} = {part!r} {broken}.", f"Choose another value. {limits['help']}")
+
+
+def _check_ascending(name: str, values: tuple[Any, ...]) -> None:
+    one = name.removesuffix("s")
+    if not values:
+        raise ConfigError(f"{name} = [] names no {one}.", "Give at least one, or leave the setting out.")
+    if list(values) != sorted(set(values)):
+        raise ConfigError(f"{name} = {list(values)} are not ascending.", f"Give each {one} once, in order.")
 
 
 def _is_a(value: Any, hint: Any) -> bool:

@@ -91,9 +91,9 @@ def parse_json(text: str) -> Any:
 
 
 def shown(value: object) -> str:
-    """`value` as a message shows it, cut where it is long."""
+    """`value` as a message shows it; of a long one both ends, since a path says most at its end."""
     text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= 80 else f"{text[:38]}...{text[-39:]}"
 
 
 def kind(value: object) -> str:

@@ -13,7 +13,7 @@ import typer
 
 from hf_edit.cli.inputs import READERS, read_edits, read_settings
 from hf_edit.cli.methods import method_entry
-from hf_edit.cli.options import Device, Dtype, Json, Model, Revision
+from hf_edit.cli.options import Answers, Assignments, Config, Device, Dtype, Json, Model, Out, Revision, Seed
 from hf_edit.cli.output import folder_size, last_text, print_facts, print_json, print_table, readable_size, shortened
 from hf_edit.cli.progress import Bars
 from hf_edit.errors import PackError
@@ -31,7 +31,7 @@ SPARE_TOKENS = 32
 def apply(
     model: Model,
     edits: Annotated[Path, typer.Option(help="File of edits.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Directory of the pack; a pack already there is replaced.")],
+    out: Out,
     method: Annotated[
         str | None,
         typer.Option(help="Editing method; `hf-edit methods` lists them. [default: anyedit, backend direct]"),
@@ -39,18 +39,16 @@ def apply(
     edits_format: Annotated[str, typer.Option(help=f"Layout of the file: {', '.join(READERS)}.")] = "jsonl",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N edits.")] = None,
     backend: Annotated[str | None, typer.Option(help="How the method turns targets into weights.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings of the method, .json or .toml.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
-    ] = None,
+    config: Config = None,
+    set_: Assignments = None,
     format: Annotated[
         str | None, typer.Option(help="Prompt format: chat, plain or qa. [default: chat if the model has a template]")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    seed: Seed = None,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = "auto",
-    answers: Annotated[bool, typer.Option(help="Ask the model every edit's prompt before and after.")] = True,
+    answers: Answers = True,
     as_json: Json = False,
 ) -> None:
     """Compute edits of a model and save them as a pack.
@@ -71,10 +69,7 @@ def apply(
         dtype=dtype,
         with_answers=answers,
     )
-    if as_json:
-        print_json(result.to_json())
-    else:
-        result.print()
+    result.report(as_json)
 
 
 @dataclass(frozen=True)
@@ -104,6 +99,13 @@ class Applied:
             "seconds": round(self.seconds, 2),
             "edits": edits,
         }
+
+    def report(self, as_json: bool) -> None:
+        """Print it for programs or for people."""
+        if as_json:
+            print_json(self.to_json())
+        else:
+            self.print()
 
     def print(self) -> None:
         if self.before is not None and self.after is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,5 +14,12 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:N, mps, or auto to spread a big model. [default: cuda, else cpu]")
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto for the checkpoint's own.")]
+Config = Annotated[Path | None, typer.Option(help="Settings of the method, .json or .toml.")]
+Assignments = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Out = Annotated[Path, typer.Option(help="Directory of the pack; a pack already there is replaced.")]
+Answers = Annotated[bool, typer.Option(help="Ask the model every edit's prompt before and after.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Pack = Annotated[str, typer.Argument(help="A pack: directory or Hub id.", show_default=False)]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hf_edit.cli.apply import check_target, pack_of
 from hf_edit.cli.inputs import read_settings
-from hf_edit.cli.options import Device, Dtype, Json, Model, Revision
-from hf_edit.cli.output import print_json
+from hf_edit.cli.options import Answers, Assignments, Config, Device, Dtype, Json, Model, Out, Revision, Seed
 
 
 if TYPE_CHECKING:
@@ -20,16 +18,14 @@ if TYPE_CHECKING:
 def polish(
     pack: Annotated[str, typer.Argument(help="Pack to refine: its directory, or its id on the Hub.")],
     model: Model,
-    out: Annotated[Path, typer.Option(help="Directory of the refined pack; a pack already there is replaced.")],
-    config: Annotated[Path | None, typer.Option(help="Settings of polish, .json or .toml.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    out: Out,
+    config: Config = None,
+    set_: Assignments = None,
+    seed: Seed = None,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = "auto",
-    answers: Annotated[bool, typer.Option(help="Ask the model every edit's prompt before and after.")] = True,
+    answers: Answers = True,
     as_json: Json = False,
 ) -> None:
     """Refine the update of a pack on the answers of all its edits at once.
@@ -60,7 +56,4 @@ def polish(
         dtype=dtype,
         with_answers=answers,
     )
-    if as_json:
-        print_json(result.to_json())
-    else:
-        result.print()
+    result.report(as_json)

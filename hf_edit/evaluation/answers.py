@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
+from hf_edit.batching import batched
 from hf_edit.edits import Prompt
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.generation import continuations
@@ -25,8 +26,8 @@ def greedy_answers(
     """
     answers: list[str] = []
     with borrowed(model):
-        for start in range(0, len(questions), batch):
-            rows = [prompts.prompt_ids(question) for question in questions[start : start + batch]]
+        for part in batched(questions, batch):
+            rows = [prompts.prompt_ids(question) for question in part]
             written = continuations(model, rows, prompts.stop_ids, max_new_tokens)
             answers += [prompts.decode(ids) for ids in written]
     return answers

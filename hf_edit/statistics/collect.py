@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from hf_edit.batching import batched
 from hf_edit.errors import HfEditWarning
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableLinear, EditableModel
@@ -38,8 +39,7 @@ def collect(
             inputs = model.trace(rows.to(model.device), inputs=linears).inputs
             moments.add("text", {name: keys.flatten(0, 1) for name, keys in inputs.items()})
             progress.step(len(rows))
-        for start in range(0, len(talks), batch):
-            part = talks[start : start + batch]
+        for part in batched(talks, batch):
             ids, _ = model.ids([talk.ids for talk in part])  # no token sees the padding behind it
             inputs = model.trace(ids, inputs=linears).inputs
             place = torch.arange(ids.shape[1])  # (T,)

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
 
 import torch
 
+from hf_edit.batching import batched
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.generation import Choice, continuations, sampling
 from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.statistics.config import StatisticsConfig
 
-
-T = TypeVar("T")
 
 TOP_K = 50
 MAX_QUESTION_TOKENS = 32
@@ -38,7 +36,7 @@ def invent_text(
     """`count` rows of plain text of `length` token ids in batches, from random first tokens of `vocabulary`."""
     drawn = torch.randint(len(vocabulary), (count,), generator=torch.Generator().manual_seed(seed))
     first, choose = [[vocabulary[i]] for i in drawn.tolist()], _choice(seed)
-    for part in _batches(first, batch):
+    for part in batched(first, batch):
         written = continuations(model.model, part, (), length - 1, choose)
         yield [row + more for row, more in zip(part, written, strict=True)]
 
@@ -54,7 +52,7 @@ def invent_questions(model: EditableModel, prompts: PromptFormat, count: int, ba
     questions: dict[str, None] = {}
     for _ in range(MAX_ATTEMPTS):
         unended: list[tuple[int, ...]] = []
-        for part in _batches(openings, batch):
+        for part in batched(openings, batch):
             rows = [(*start, *opening) for opening in part]
             written = continuations(model.model, rows, prompts.stop_ids, MAX_QUESTION_TOKENS, choose)
             for opening, more in zip(part, written, strict=True):
@@ -92,7 +90,7 @@ def invent_alike(
         return list(dict.fromkeys(openings))
     start, choose = prompts.user_turn_ids(), _choice(seed)
     found: dict[str, None] = {}
-    for part in _batches([prompts.text_ids(opening) for opening in openings], config.batch):
+    for part in batched([prompts.text_ids(opening) for opening in openings], config.batch):
         rows = [(*start, *opening) for opening in part]
         written = continuations(model.model, rows, prompts.stop_ids, MAX_QUESTION_TOKENS, choose)
         for opening, more in zip(part, written, strict=True):
@@ -106,7 +104,7 @@ def invent_answers(
 ) -> Iterator[Encoded]:
     """For each question its chat prompt followed by an answer of at most `tokens`, without the end of its turn."""
     choose = _choice(seed)
-    for part in _batches(questions, batch):
+    for part in batched(questions, batch):
         rows = [prompts.prompt_ids(question) for question in part]
         written = continuations(model.model, rows, prompts.stop_ids, tokens, choose)
         yield from (Encoded((*row, *answer), len(row)) for row, answer in zip(rows, written, strict=True))
@@ -114,7 +112,3 @@ def invent_answers(
 
 def _choice(seed: int) -> Choice:
     return sampling(torch.Generator().manual_seed(seed), TOP_K)
-
-
-def _batches(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))

@@ -30,6 +30,13 @@ class SecondMoments:
     tokens: Mapping[str, int]
     source: str
 
+    def collected(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """The weights of the parts that there are.
+
+        Formats without turns, and models that invent no question, have plain text only.
+        """
+        return {part: weight for part, weight in weights.items() if part in self.tokens}
+
     def combined(self, name: str, weights: Mapping[str, float]) -> Tensor:
         """The weighted sum over parts, (d_in, d_in) float64.
 

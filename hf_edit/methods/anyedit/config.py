@@ -35,7 +35,9 @@ class AnyEditConfig(Settings):
         None, "Prompt format; none: chat if the tokenizer has a template.", choices=("chat", "plain", "qa")
     )
     layers: tuple[int, ...] | None = setting(
-        None, "Blocks whose MLP output is edited, ascending; none: the one at 0.6 of the depth. [five, a quarter up]"
+        None,
+        "Blocks whose MLP output is edited, ascending; none: the one at 0.6 of the depth. [five, a quarter up]",
+        ascending=True,
     )
     chunker: str = setting(
         "window",
@@ -122,16 +124,12 @@ class AnyEditConfig(Settings):
             )
         if self.backend == "direct":
             self._check_direct()
-        if self.layers == ():
-            raise ConfigError("layers = [] names no layer.", "Give at least one, or leave the setting out.")
         if self.backend == "unke" and self.layers is not None and len(self.layers) > 1:
             raise ConfigError(
                 f"layers = {list(self.layers)} are {len(self.layers)}, and unke trains one.", "Give one."
             )
         if self.first_clamp > self.clamp:
             raise ConfigError(f"first_clamp = {self.first_clamp:g} is above clamp = {self.clamp:g}.", "Lower it.")
-        if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
-            raise ConfigError(f"layers = {list(self.layers)} are not ascending.", "Give each layer once, in order.")
 
     def _check_direct(self) -> None:
         """Refuse settings that say how targets are found or solved for, where there are none."""

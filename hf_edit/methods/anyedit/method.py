@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +19,7 @@ from hf_edit.methods.anyedit.targets import Targets, optimise_targets
 from hf_edit.methods.anyedit.unke import train_block
 from hf_edit.methods.anyedit.update import solver, spread_update
 from hf_edit.methods.base import Checkpoints, EditResult, Preservation
+from hf_edit.methods.checkpoints import key_of
 from hf_edit.methods.layers import mlp_outputs
 from hf_edit.methods.polish.config import PolishSettings
 from hf_edit.methods.polish.method import polished, polished_linears
@@ -117,7 +116,7 @@ class AnyEdit:
         progress: Progress,
     ) -> Targets:
         """Stage 1 for one edit, taken from the checkpoints if a killed run left it there."""
-        key = _digest(linear.name, encoded.ids, encoded.answer_start, n_edits, self.config.to_json())
+        key = key_of(linear.name, encoded.ids, encoded.answer_start, n_edits, self.config.to_json())
         kept = checkpoints.load(key)
         if kept is not None:
             progress.step(len(chunks))
@@ -137,13 +136,8 @@ def _moment_of(
     second_moments: SecondMoments, weights: Mapping[str, float], device: torch.device
 ) -> Callable[[EditableLinear], Tensor]:
     """The second moment C of a linear's inputs over the parts that were collected."""
-    # formats without turns, and models that invent no question, have plain text only
-    collected = {part: weight for part, weight in weights.items() if part in second_moments.tokens}
+    collected = second_moments.collected(weights)
     return lambda linear: second_moments.combined(linear.name, collected).to(device)
-
-
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _figures(targets: Targets) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_edit.errors import ConfigError
 from hf_edit.methods.training.loop import TrainingConfig
 from hf_edit.settings import Settings, setting
 from hf_edit.statistics.config import StatisticsConfig
@@ -29,7 +28,9 @@ class FinetuneConfig(Settings):
         None, "Prompt format; none: chat if the tokenizer has a template.", choices=("chat", "plain", "qa")
     )
     layers: tuple[int, ...] | None = setting(
-        None, "Blocks whose MLP output is edited, ascending; none: those from 0.45 to 0.8 of the depth."
+        None,
+        "Blocks whose MLP output is edited, ascending; none: those from 0.45 to 0.8 of the depth.",
+        ascending=True,
     )
     rank: int = setting(32, "Rank per block.", at_least=1)
     conversations: int = setting(
@@ -40,10 +41,3 @@ class FinetuneConfig(Settings):
     training: FinetuneTraining = setting(FinetuneTraining, "How it is trained.")
     statistics: StatisticsConfig = setting(StatisticsConfig, "Where the conversations come from.")
     seed: int = setting(0, "Seed of everything random.", at_least=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.layers == ():
-            raise ConfigError("layers = [] names no layer.", "Give at least one, or leave the setting out.")
-        if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
-            raise ConfigError(f"layers = {list(self.layers)} are not ascending.", "Give each layer once, in order.")

@@ -14,8 +14,8 @@ from hf_edit.methods.finetune.config import FinetuneConfig
 from hf_edit.methods.layers import mlp_outputs
 from hf_edit.methods.training.factors import LoraFactors
 from hf_edit.methods.training.loop import Trainee, train
-from hf_edit.methods.training.outcome import receipt_of, warn_of_missed
-from hf_edit.methods.training.teacher import Teacher
+from hf_edit.methods.training.outcome import result_of
+from hf_edit.methods.training.teacher import Teacher, answered
 from hf_edit.methods.training.texts import prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress
@@ -60,11 +60,9 @@ class Finetune:
         asked = [prompts.encode(edit.prompt, edit.target) for edit in edits]
         texts = prepared(model, asked, first)
         trainees = [Trainee(text, judged=True, weight=1.0) for text in texts]
-        known = [text for text in preserve.conversations() if text.answer_ids][: config.conversations]
+        known = answered(preserve.conversations())[: config.conversations]
         dtype = torch.promote_types(model.dtype, torch.float32)
         factors = LoraFactors(linears, config.rank, dtype, torch.Generator().manual_seed(config.seed))
         teacher = Teacher(model, [known, preserve.earlier], first)
         trained = train(model, first, trainees, factors, teacher, config.training, config.seed, checkpoints, progress)
-        receipt = receipt_of(edits, trained)
-        warn_of_missed(receipt, trained)
-        return EditResult(factors.detached(), None, receipt)
+        return result_of(edits, trained, factors)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_edit.errors import ConfigError
 from hf_edit.settings import Settings, setting
 from hf_edit.statistics.config import StatisticsConfig
 
@@ -21,7 +20,9 @@ class ShortFactConfig(Settings):
         None, "Prompt format; none: chat if the tokenizer has a template.", choices=("chat", "plain", "qa")
     )
     layers: tuple[int, ...] | None = setting(
-        None, "Blocks whose MLP output is edited, ascending; none: the one at half the depth. [five, a quarter up]"
+        None,
+        "Blocks whose MLP output is edited, ascending; none: the one at half the depth. [five, a quarter up]",
+        ascending=True,
     )
     without_subject: str = setting(
         "last_token",
@@ -53,13 +54,6 @@ class ShortFactConfig(Settings):
     batch: int = setting(8, "Facts optimised at once.", at_least=1)
     statistics: StatisticsConfig = setting(StatisticsConfig, "Where second moments come from.")
     seed: int = setting(0, "Seed of everything random.", at_least=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.layers == ():
-            raise ConfigError("layers = [] names no layer.", "Give at least one, or leave the setting out.")
-        if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
-            raise ConfigError(f"layers = {list(self.layers)} are not ascending.", "Give each layer once, in order.")
 
     def layers_of(self, n_layers: int) -> tuple[int, ...]:
         """The edited layers of a model of that depth."""

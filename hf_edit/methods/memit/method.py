@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,6 +13,7 @@ from torch import Tensor
 from hf_edit.edits import EditSet
 from hf_edit.errors import HfEditWarning, InvalidEditError
 from hf_edit.methods.base import Checkpoints, EditResult, Preservation
+from hf_edit.methods.checkpoints import key_of
 from hf_edit.methods.layers import mlp_outputs
 from hf_edit.methods.memit.config import AlphaEditConfig, MemitConfig, ShortFactConfig
 from hf_edit.methods.memit.facts import Fact, invent_prefixes, names_subject, prepared
@@ -113,8 +112,7 @@ class ShortFacts(ABC, Generic[Config]):
         progress: Progress,
     ) -> Targets:
         """Stage 1 for a batch, taken from the checkpoints if a killed run left it there."""
-        parts = [linear.name, [astuple(fact) for fact in facts], self.config.to_json()]
-        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        key = key_of(linear.name, [astuple(fact) for fact in facts], self.config.to_json())
         kept = checkpoints.load(key)
         if kept is not None:
             progress.step(len(facts))
@@ -124,9 +122,7 @@ class ShortFacts(ABC, Generic[Config]):
         return targets
 
     def _moment(self, moments: SecondMoments, linear: EditableLinear) -> Tensor:
-        # formats without turns, and models that invent no question, have plain text only
-        weights = {part: w for part, w in self.config.moment_weights().items() if part in moments.tokens}
-        return moments.combined(linear.name, weights)
+        return moments.combined(linear.name, moments.collected(self.config.moment_weights()))
 
 
 class Memit(ShortFacts[MemitConfig]):

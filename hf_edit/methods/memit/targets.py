@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hf_edit.batching import batched
 from hf_edit.methods.memit.config import ShortFactConfig
 from hf_edit.methods.memit.facts import Fact
 from hf_edit.methods.memit.rows import rows_of
@@ -37,7 +38,7 @@ class Targets:
 def in_batches(facts: Sequence[Fact], size: int, optimise: Callable[[Sequence[Fact]], Targets]) -> Targets:
     """The targets of all facts, in their order, from batches of about equally long ones, which need little padding."""
     order = sorted(range(len(facts)), key=lambda i: (facts[i].tail, facts[i].key))
-    parts = [optimise([facts[i] for i in order[first : first + size]]) for first in range(0, len(facts), size)]
+    parts = [optimise([facts[i] for i in part]) for part in batched(order, size)]
     back = torch.tensor(order).argsort()
     return Targets(**{name: torch.cat([vars(part)[name] for part in parts])[back] for name in vars(parts[0])})
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_edit.errors import ConfigError
 from hf_edit.methods.training.loop import TrainingConfig
 from hf_edit.settings import Settings, setting
 from hf_edit.statistics.config import StatisticsConfig
@@ -15,7 +14,9 @@ class PolishSettings(Settings):
     """The update of a few blocks' MLP outputs, trained in coordinates whitened by what must not change."""
 
     layers: tuple[int, ...] | None = setting(
-        None, "Blocks whose MLP output is edited, ascending; none: four, from 0.4 to 0.7 of the depth."
+        None,
+        "Blocks whose MLP output is edited, ascending; none: four, from 0.4 to 0.7 of the depth.",
+        ascending=True,
     )
     rank: int | None = setting(
         None,
@@ -49,13 +50,6 @@ class PolishSettings(Settings):
         6, "Questions per edit that the model makes up from its first words, for the divergence.", at_least=0
     )
     training: TrainingConfig = setting(TrainingConfig, "How it is trained.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.layers == ():
-            raise ConfigError("layers = [] names no layer.", "Give at least one, or leave the setting out.")
-        if self.layers is not None and list(self.layers) != sorted(set(self.layers)):
-            raise ConfigError(f"layers = {list(self.layers)} are not ascending.", "Give each layer once, in order.")
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from hf_edit.methods.layers import mlp_outputs
 from hf_edit.methods.polish.config import PolishConfig, PolishSettings
 from hf_edit.methods.training.factors import KeyBasisFactors
 from hf_edit.methods.training.loop import Trainee, train
-from hf_edit.methods.training.outcome import receipt_of, warn_of_missed
-from hf_edit.methods.training.teacher import Teacher
+from hf_edit.methods.training.outcome import result_of
+from hf_edit.methods.training.teacher import Teacher, answered
 from hf_edit.methods.training.texts import inputs_along, moments_over, prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress
@@ -107,7 +107,7 @@ def polished(
     first = linears[0].layer
     trainees = _trainees(model, prompts, edits, settings, seed, first)
     asked = preserve.strangers(edits, settings.strangers) if settings.strangers else ()
-    talks = [text for text in preserve.conversations() if text.answer_ids][: settings.conversations]
+    talks = answered(preserve.conversations())[: settings.conversations]
     moments = _second_moments(model, linears, preserve, settings, asked, first)
     keys = {linear.name: Keys(linear.d_in) for linear in linears}
     for _, inputs in inputs_along(model, linears, [trainee.text for trainee in trainees], first):
@@ -125,9 +125,7 @@ def polished(
     factors = KeyBasisFactors(bases, coordinates)
     teacher = Teacher(model, [talks, [*asked, *preserve.earlier]], first)
     trained = train(model, first, trainees, factors, teacher, settings.training, seed, checkpoints, progress)
-    receipt = receipt_of(edits, trained)
-    warn_of_missed(receipt, trained)
-    return EditResult(factors.detached(), None, receipt)
+    return result_of(edits, trained, factors)
 
 
 def _second_moments(
@@ -146,8 +144,7 @@ def _second_moments(
         "prompt": settings.prompt_weight,
         "answer": settings.answer_weight,
     }
-    # formats without turns, and models that invent no question, have plain text only
-    collected = {part: weight for part, weight in weights.items() if part in moments.tokens}
+    collected = moments.collected(weights)
     total = {linear.name: moments.combined(linear.name, collected).to(model.device) for linear in linears}
     for weight, encoded, answers in (
         (settings.stranger_weight, strangers, True),

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hf_edit.batching import batched
 from hf_edit.methods.base import Checkpoints
 from hf_edit.methods.training.factors import Factors
 from hf_edit.methods.training.teacher import Teacher, divergence
-from hf_edit.methods.training.texts import Batch, Text, answer_logits, batched
+from hf_edit.methods.training.texts import Batch, Text, answer_logits
 from hf_edit.models.editable import EditableModel, check_finite
 from hf_edit.progress import Progress
 from hf_edit.settings import Settings, setting
@@ -106,7 +107,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(factors.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
     state = _State(trainees)
-    judged = [i for i, trainee in enumerate(trainees) if trainee.judged]
+    judged = state.judged
     drawn_at_once = min(config.batch, 2 * len(judged), len(trainees))
     drift_at_once = max(1, round(config.drift_share * drawn_at_once))
     size_weight = config.size_weight * min(1.0, SHARED_BY / len(judged))
@@ -148,7 +149,7 @@ class _State:
     """What was last seen of each trainee."""
 
     def __init__(self, trainees: Sequence[Trainee]) -> None:
-        self.judged = [trainee.judged for trainee in trainees]
+        self.judged = [i for i, trainee in enumerate(trainees) if trainee.judged]
         self.weights = [trainee.weight for trainee in trainees]
         self.losses = [UNSEEN] * len(trainees)
         self.right = [False] * len(trainees)
@@ -163,12 +164,11 @@ class _State:
 
     def mean_loss(self) -> float:
         """Of the judged ones that were seen."""
-        seen = [loss for loss, judged in zip(self.losses, self.judged, strict=True) if judged and loss < UNSEEN]
+        seen = [self.losses[i] for i in self.judged if self.losses[i] < UNSEEN]
         return sum(seen) / max(1, len(seen))
 
     def done(self, stop_loss: float) -> bool:
-        rows = zip(self.losses, self.right, self.judged, strict=True)
-        return all(loss < stop_loss and right for loss, right, judged in rows if judged)
+        return all(self.right[i] and self.losses[i] < stop_loss for i in self.judged)
 
 
 def _answered(model: EditableModel, first: int, texts: Sequence[Text], factors: Factors) -> tuple[Tensor, Tensor]:
@@ -206,8 +206,7 @@ def _confirmed(
     config: TrainingConfig,
 ) -> bool:
     """Ask every judged text anew, since the update has moved since most of them were drawn."""
-    judged = [i for i, trainee in enumerate(trainees) if trainee.judged]
-    for part in batched(judged, config.batch):
+    for part in batched(state.judged, config.batch):
         losses, right = _answered(model, first, [trainees[i].text for i in part], factors)
         state.note(part, losses, right)
     return state.done(config.stop_loss)
@@ -223,7 +222,7 @@ def _shrunk(
     config: TrainingConfig,
 ) -> float:
     """Scale the update down to the smallest of SCALES at which no answer that was right becomes wrong or unsure."""
-    kept = [i for i, trainee in enumerate(trainees) if trainee.judged and state.right[i]]
+    kept = [i for i in state.judged if state.right[i]]
     scale = 1.0
     for smaller in SCALES if kept else ():
         factors.scale(smaller / scale)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from typing import Any
 
 from hf_edit.edits import EditSet
 from hf_edit.errors import HfEditWarning
+from hf_edit.methods.base import EditResult
+from hf_edit.methods.training.factors import Factors
 from hf_edit.methods.training.loop import Trained
 
 
-def receipt_of(edits: EditSet, trained: Trained) -> dict[str, dict[str, Any]]:
-    """Per edit its final loss per answer token and whether greedy decoding gives the answer."""
-    return {
+def result_of(edits: EditSet, trained: Trained, factors: Factors) -> EditResult:
+    """The trained update, with each edit's final loss per answer token and whether greedy decoding gives its answer.
+
+    Warns:
+        HfEditWarning: names the edits that are not answered as asked.
+    """
+    receipt = {
         edit.id: {"loss": round(loss, 6), "right": right, "steps": trained.steps, "scale": trained.scale}
         for edit, loss, right in zip(edits, trained.losses, trained.right, strict=True)
     }
-
-
-def warn_of_missed(receipt: Mapping[str, Mapping[str, Any]], trained: Trained) -> None:
-    """Name the edits that are not answered as asked."""
     missed = [name for name, figures in receipt.items() if not figures["right"]]
     if missed:
         warnings.warn(
@@ -29,3 +29,4 @@ def warn_of_missed(receipt: Mapping[str, Mapping[str, Any]], trained: Trained) -
             HfEditWarning,
             stacklevel=3,
         )
+    return EditResult(factors.detached(), None, receipt)

@@ -17,6 +17,11 @@ LIKELIEST = 64
 """Tokens of each distribution that are kept one by one; the rest counts as one event."""
 
 
+def answered(conversations: Sequence[Encoded]) -> list[Encoded]:
+    """Those to which the base said anything."""
+    return [encoded for encoded in conversations if encoded.answer_ids]
+
+
 class Teacher:
     """The base's distributions along its own answers. A text is run when it is first drawn, and alone, so that what
     is learned of it does not depend on which texts came together.

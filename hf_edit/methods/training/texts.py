@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from hf_edit.batching import batched
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.prompting import Encoded
 
 
-T = TypeVar("T")
 TRACED_AT_ONCE = 16
 
 
@@ -97,12 +96,6 @@ def prepared(
             for row, i in enumerate(part)
         ]
     return texts
-
-
-def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Runs of at most `size`."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def answer_logits(model: EditableModel, batch: Batch, first: int) -> Tensor:

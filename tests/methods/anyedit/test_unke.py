@@ -30,13 +30,6 @@ from tests.tiny import FAMILIES, VOCAB, tiny_model
 LAYER = 2
 
 
-@pytest.fixture
-def really_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers computes norms and softmax in float32 whatever the model's dtype, which would hide small errors."""
-    monkeypatch.setattr(torch, "float32", torch.float64)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-
-
 def text(length: int, answer_start: int, seed: int) -> Encoded:
     generator = torch.Generator().manual_seed(seed)
     return Encoded(tuple(torch.randint(6, VOCAB, (length,), generator=generator).tolist()), answer_start)

@@ -25,14 +25,10 @@ from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 
 # a few steps on a random model leave every loss high, which the method rightly warns of
-pytestmark = pytest.mark.filterwarnings("ignore::hf_edit.errors.HfEditWarning")
-
-
-@pytest.fixture(autouse=True)
-def really_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers computes norms and softmax in float32 whatever the model's dtype, which would hide small errors."""
-    monkeypatch.setattr(torch, "float32", torch.float64)
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+pytestmark = [
+    pytest.mark.usefixtures("really_float64"),
+    pytest.mark.filterwarnings("ignore::hf_edit.errors.HfEditWarning"),
+]
 
 
 MIXED = EditSet(
