@@ -9,13 +9,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hf_edit._version import __version__
+from hf_edit.sparse.registration import register_with_peft
 
 
 if TYPE_CHECKING:
     from hf_edit.api import edit, polish
     from hf_edit.compose.attach import attach, detach
+    from hf_edit.compose.combine import revert, stack
+    from hf_edit.compose.config import CombineConfig
+    from hf_edit.compose.diff import diff
+    from hf_edit.compose.merge import merge, unmerge
+    from hf_edit.compose.merge_report import merge_report
+    from hf_edit.compose.receipt import MergeReceipt
+    from hf_edit.compose.sparsify import SparsifyConfig, sparsify
     from hf_edit.edits import Edit, EditSet
     from hf_edit.errors import HfEditError
+    from hf_edit.evaluation.audit.run import audit
+    from hf_edit.evaluation.conflicts import conflicts
     from hf_edit.methods.anyedit.config import AnyEditConfig, UnKEConfig
     from hf_edit.methods.finetune.config import FinetuneConfig
     from hf_edit.methods.memit.config import AlphaEditConfig, MemitConfig
@@ -23,7 +33,17 @@ if TYPE_CHECKING:
     from hf_edit.packs.pack import EditPack
 
 _HOMES = {
+    "audit": "hf_edit.evaluation.audit.run",
+    "conflicts": "hf_edit.evaluation.conflicts",
+    "diff": "hf_edit.compose.diff",
+    "merge": "hf_edit.compose.merge",
+    "merge_report": "hf_edit.compose.merge_report",
+    "unmerge": "hf_edit.compose.merge",
+    "MergeReceipt": "hf_edit.compose.receipt",
     "polish": "hf_edit.api",
+    "revert": "hf_edit.compose.combine",
+    "stack": "hf_edit.compose.combine",
+    "CombineConfig": "hf_edit.compose.config",
     "PolishConfig": "hf_edit.methods.polish.config",
     "FinetuneConfig": "hf_edit.methods.finetune.config",
     "AlphaEditConfig": "hf_edit.methods.memit.config",
@@ -37,24 +57,38 @@ _HOMES = {
     "attach": "hf_edit.compose.attach",
     "detach": "hf_edit.compose.attach",
     "edit": "hf_edit.api",
+    "sparsify": "hf_edit.compose.sparsify",
+    "SparsifyConfig": "hf_edit.compose.sparsify",
 }
 
 __all__ = [
     "AlphaEditConfig",
     "AnyEditConfig",
+    "CombineConfig",
     "Edit",
     "EditPack",
     "EditSet",
     "FinetuneConfig",
     "HfEditError",
     "MemitConfig",
+    "MergeReceipt",
     "PolishConfig",
+    "SparsifyConfig",
     "UnKEConfig",
     "__version__",
     "attach",
+    "audit",
+    "conflicts",
     "detach",
+    "diff",
     "edit",
+    "merge",
+    "merge_report",
     "polish",
+    "revert",
+    "sparsify",
+    "stack",
+    "unmerge",
 ]
 
 
@@ -68,3 +102,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+register_with_peft()  # costs nothing until PEFT is imported

@@ -1,5 +1,29 @@
 """Every error that a user can cause. Each names the value, the limit and the remedy."""
 
+import json
+import unicodedata
+
+
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_JOINERS = {"\u200c", "\u200d"}  # shape letters of some scripts, and emoji
+_LONGEST = 2000
+
+
+def visible(text: str) -> str:
+    """Text in which nothing steers a terminal, turns the direction of writing or hides.
+
+    Control characters but for tab and line feed, bidirectional marks, line separators and halves of surrogate pairs
+    become `\\uXXXX`, as in JSON, so that a JSON document stays what it is.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        json.dumps(c)[1:-1].replace("\x7f", "\\u007f")
+        if unicodedata.category(c) in _HIDDEN and c not in "\t\n" and c not in _JOINERS
+        else c
+        for c in text
+    )
+
 
 class HfEditError(Exception):
     """Base of all errors that hf_edit raises on purpose.
@@ -7,15 +31,21 @@ class HfEditError(Exception):
     Args:
         message: what is wrong, with the value found and the limit that it breaks.
         remedy: what to do about it, as an instruction.
+
+    Both may quote files that anybody wrote: they are made `visible`, and cut where they are absurdly long.
     """
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message, remedy)
-        self.message = message
-        self.remedy = remedy
+        self.message = _shortened(visible(message))
+        self.remedy = _shortened(visible(remedy))
 
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 :]}"
 
 
 class InvalidEditError(HfEditError):
@@ -48,6 +78,10 @@ class BaseMismatchError(PackError):
 
 class ComposeError(HfEditError):
     """Packs that cannot be attached, detached or combined as asked."""
+
+
+class HubError(HfEditError):
+    """Something that the Hub refused, does not have, or could not be asked for."""
 
 
 class HfEditWarning(UserWarning):

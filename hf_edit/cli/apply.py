@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +21,7 @@ from hf_edit.evaluation.scores import exact
 
 
 if TYPE_CHECKING:
-    from hf_edit.edits import EditSet
+    from hf_edit.edits import Edit, EditSet
     from hf_edit.packs.pack import EditPack
 
 SPARE_TOKENS = 32
@@ -74,13 +74,19 @@ def apply(
 
 @dataclass(frozen=True)
 class Applied:
-    """A saved pack and what the model answers without and with it, in the order of the edits; None if not asked."""
+    """A saved pack and what the model answers without and with it; None if not asked.
+
+    Args:
+        before, after: in the order of the edits, and then of those taken back.
+        reverted: edits that were taken back.
+    """
 
     pack: EditPack
     path: Path
     seconds: float
     before: list[str] | None
     after: list[str] | None
+    reverted: Sequence[Edit] = ()
 
     @property
     def rank(self) -> int:
@@ -88,9 +94,14 @@ class Applied:
 
     def to_json(self) -> dict[str, Any]:
         edits: list[dict[str, Any]] = [{"id": e.id, "target": e.target} for e in self.pack.edits]
+        reverted: list[dict[str, Any]] = [{"id": e.id} for e in self.reverted]
         if self.before is not None and self.after is not None:
-            for record, before, after in zip(edits, self.before, self.after, strict=True):
-                record |= {"before": before, "after": after, "exact": exact(after, record["target"])}
+            for record, before, after in zip([*edits, *reverted], self.before, self.after, strict=True):
+                record |= {"before": before, "after": after}
+            for record in edits:
+                record["exact"] = exact(record["after"], record["target"])
+            for record in reverted:
+                record["as_before"] = record["before"] == record["after"]
         return {
             "pack": str(self.path),
             "rank": self.rank,
@@ -98,6 +109,7 @@ class Applied:
             "bytes": folder_size(self.path),
             "seconds": round(self.seconds, 2),
             "edits": edits,
+            **({"reverted": reverted} if reverted else {}),
         }
 
     def report(self, as_json: bool) -> None:
@@ -109,20 +121,23 @@ class Applied:
 
     def print(self) -> None:
         if self.before is not None and self.after is not None:
+            asked = [*self.pack.edits, *self.reverted]
+            wanted = [edit.target for edit in self.pack.edits] + self.before[len(self.pack.edits) :]
             rows = [
                 (
                     shortened(last_text(edit.prompt)),
                     shortened(before),
                     shortened(after),
-                    "yes" if exact(after, edit.target) else "no",
+                    "yes" if exact(after, target) else "no",
                 )
-                for edit, before, after in zip(self.pack.edits, self.before, self.after, strict=True)
+                for edit, target, before, after in zip(asked, wanted, self.before, self.after, strict=True)
             ]
             print_table("Answers", ("prompt", "before", "after", "exact"), rows, lines=True)
         print_facts(
             (
                 ("pack", self.path),
                 ("edits", len(self.pack.edits)),
+                *([("taken back", len(self.reverted))] if self.reverted else []),
                 ("rank", f"{self.rank} in {len(self.pack.deltas)} module(s)"),
                 ("size", readable_size(folder_size(self.path))),
                 ("computed in", f"{self.seconds:.1f} s"),
@@ -160,7 +175,6 @@ def compute_pack(
     config: Any = method_entry(method).config_class.from_mapping(settings or {})
     return pack_of(
         base,
-        edits,
         out,
         lambda model, tokenizer, **how: edit(model, tokenizer, edits, config, **how),
         format=config.format,
@@ -173,7 +187,6 @@ def compute_pack(
 
 def pack_of(
     base: str,
-    edits: EditSet,
     out: Path,
     compute: Callable[..., EditPack],
     *,
@@ -182,6 +195,7 @@ def pack_of(
     device: str | None,
     dtype: str,
     with_answers: bool,
+    reverted: Sequence[Edit] = (),
 ) -> Applied:
     """Load the base, compute the pack, save it at `out` and ask the model before and after.
 
@@ -189,6 +203,7 @@ def pack_of(
 
     Args:
         compute: called with model, tokenizer, progress and resume_dir.
+        reverted: edits taken back, which are asked too.
     """
     from hf_edit.compose.attach import attach
     from hf_edit.evaluation.answers import greedy_answers
@@ -197,12 +212,13 @@ def pack_of(
 
     model, tokenizer = load_model(base, dtype=dtype, device=device, revision=revision)
     prompts = PromptFormat.of(format, tokenizer)
-    longest = max(len(prompts.encode(e.prompt, e.target).answer_ids) for e in edits)
 
     def ask() -> list[str] | None:
         if not with_answers:
             return None
-        return greedy_answers(model, prompts, [e.prompt for e in edits], max_new_tokens=longest + SPARE_TOKENS)
+        asked = [*pack.edits, *reverted]
+        longest = max(len(prompts.encode(e.prompt, e.target).answer_ids) for e in asked)
+        return greedy_answers(model, prompts, [e.prompt for e in asked], max_new_tokens=longest + SPARE_TOKENS)
 
     resume = out.parent / f".{out.name}.resume"
     started = time.perf_counter()
@@ -214,4 +230,4 @@ def pack_of(
     before = ask()
     if with_answers:
         attach(model, pack)
-    return Applied(pack, out, seconds, before, ask())
+    return Applied(pack, out, seconds, before, ask(), reverted)

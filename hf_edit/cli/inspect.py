@@ -2,79 +2,162 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from hf_edit.cli.options import Json, Pack
-from hf_edit.cli.output import folder_size, last_text, print_facts, print_json, print_table, readable_size, shortened
+import typer
+
+from hf_edit.cli.options import Device, Dtype, Json, Pack, Revision
+from hf_edit.cli.output import last_text, print_facts, print_json, print_table, readable_size, shortened
+from hf_edit.cli.packs import open_pack
 
 
 if TYPE_CHECKING:
     from hf_edit.packs.pack import EditPack
+    from hf_edit.packs.reading import PackFolder
 
 
-def inspect(pack: Pack, as_json: Json = False) -> None:
-    """Show what a pack teaches, its base, method, modules and files. No model is loaded."""
-    from hf_edit.packs.pack import EditPack
+def inspect(
+    pack: Pack,
+    model: Annotated[
+        str | None, typer.Option(help="The base model: gives the size of each change relative to the weight.")
+    ] = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show what a pack teaches, how large its changes are, who made it from what, and whether it is signed.
 
-    opened = EditPack.from_pretrained(pack)
+    Nothing is checked against a model: `verify` does that, and `audit` looks for teaching that is not listed.
+    """
+    opened, folder = open_pack(pack)
+    weights = {} if model is None else _weight_norms(opened, model, revision, device, dtype)
+    document = _document(pack, opened, folder, weights)
     if as_json:
-        print_json(_document(pack, opened))
+        print_json(document)
     else:
-        _print(pack, opened)
+        _print(document, opened)
 
 
-def _document(name: str, pack: EditPack) -> dict[str, Any]:
+def _document(name: str, pack: EditPack, folder: PackFolder, weights: Mapping[str, float]) -> dict[str, Any]:
+    from hf_edit.packs.listing import unlisted_files
+    from hf_edit.packs.signing import read_signature
+    from hf_edit.packs.verify import over_budget, rank_budget
+
     manifest = pack.manifest
+    signature = read_signature(folder)
+    unlisted = unlisted_files(folder.path, manifest.files)
+    notes = [over_budget(manifest, pack.edits), unlisted and f"files that the manifest does not list: {unlisted}"]
     return {
         "pack": name,
         "edits": [edit.to_json() for edit in pack.edits],
-        "base": {"id": manifest.base.id, "revision": manifest.base.revision, "fingerprint": manifest.base.fingerprint},
+        "base": {
+            "id": manifest.base.id,
+            "model_type": manifest.base.model_type,
+            "revision": manifest.base.revision,
+            "dtype": manifest.base.dtype,
+            "fingerprint": manifest.base.fingerprint,
+        },
         "method": {"name": manifest.method.name, "config": dict(manifest.method.config)},
+        "seed": manifest.seed,
         "prompt_format": manifest.prompt_format.name,
         "layout": manifest.layout,
         "hf_edit_version": manifest.hf_edit_version,
+        "versions": dict(manifest.versions),
+        "parents": list(manifest.parents),
+        "signature": None if signature is None else {"key": signature.key, "files": list(signature.files)},
         "modules": {
-            module: {"rank": delta.rank, "shape": list(delta.shape), "norm": delta.norm()}
+            module: {
+                "rank": delta.rank,
+                "shape": list(delta.shape),
+                "norm": delta.norm(),
+                **({"relative_norm": delta.norm() / weights[module]} if weights.get(module) else {}),
+            }
             for module, delta in pack.deltas.items()
         },
-        "parameters": _parameters(pack),
+        "rank_budget": rank_budget(pack.edits),
+        "parameters": sum(delta.A.numel() + delta.B.numel() for delta in pack.deltas.values()),
         "bytes": _bytes(name),
         "files": dict(manifest.files),
+        "unlisted_files": unlisted,
+        "notes": [note for note in notes if note],
     }
 
 
-def _print(name: str, pack: EditPack) -> None:
-    manifest = pack.manifest
-    size = _bytes(name)
+def _print(document: Mapping[str, Any], pack: EditPack) -> None:
+    base, size = document["base"], document["bytes"]
     rows = [(edit.id, shortened(last_text(edit.prompt)), shortened(edit.target)) for edit in pack.edits]
     print_table(f"Teaches {len(rows)} answer(s)", ("id", "prompt", "target"), rows, lines=True)
+    largest = max(module["rank"] for module in document["modules"].values())
     print_facts(
         (
-            ("pack", name),
-            ("base", manifest.base.id or f"not on the Hub ({manifest.base.model_type})"),
-            ("base revision", manifest.base.revision or "not recorded"),
-            ("base fingerprint", manifest.base.fingerprint),
-            ("method", manifest.method.name),
-            ("prompt format", manifest.prompt_format.name),
-            ("layout", manifest.layout),
-            ("size", f"{_parameters(pack):,} parameters" + (f", {readable_size(size)} in all" if size else "")),
-            ("written by", f"hf_edit {manifest.hf_edit_version}"),
+            ("pack", document["pack"]),
+            ("base", base["id"] or f"not on the Hub ({base['model_type']})"),
+            ("base revision", base["revision"] or "not recorded"),
+            ("base fingerprint", base["fingerprint"]),
+            ("method", document["method"]["name"]),
+            ("seed", document["seed"]),
+            ("prompt format", document["prompt_format"]),
+            ("layout", document["layout"]),
+            ("rank", f"{largest}, of {document['rank_budget']} that the listed edits account for"),
+            ("size", f"{document['parameters']:,} parameters" + (f", {readable_size(size)} in all" if size else "")),
+            ("written by", f"hf_edit {document['hf_edit_version']}, " + _versions(document["versions"])),
+            ("made from", "; ".join(_lineage(document["parents"])) or "edits alone"),
+            ("signature", _signature(document["signature"])),
         )
     )
     modules = [
-        (module, delta.rank, f"{delta.shape[0]} x {delta.shape[1]}", f"{delta.norm():.4g}")
-        for module, delta in pack.deltas.items()
+        (
+            module,
+            entry["rank"],
+            " x ".join(map(str, entry["shape"])),
+            f"{entry['norm']:.4g}",
+            *([f"{entry['relative_norm']:.2%}"] if "relative_norm" in entry else []),
+        )
+        for module, entry in document["modules"].items()
     ]
-    print_table("Changed modules", ("module", "rank", "shape", "norm"), modules)
-    print_table("Files, all as recorded", ("file", "sha256"), sorted(manifest.files.items()))
+    columns = ("module", "rank", "shape", "norm", "of the weight's")
+    print_table("Changed modules", columns[: len(modules[0])], modules)
+    print_table("Files, all as recorded", ("file", "sha256"), sorted(document["files"].items()))
+    for note in document["notes"]:
+        print_facts([("note", note)])
 
 
-def _parameters(pack: EditPack) -> int:
-    return sum(delta.A.numel() + delta.B.numel() for delta in pack.deltas.values())
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{library} {version}" for library, version in sorted(versions.items()))
+
+
+def _lineage(parents: list[Any]) -> Iterator[str]:
+    """One phrase for each parent; manifests leave it open what a parent says of itself."""
+    for parent in parents:
+        said = parent if isinstance(parent, dict) else {}
+        method, edits, older = said.get("method"), said.get("edits"), said.get("parents")
+        name = method.get("name") if isinstance(method, dict) else None
+        count = edits.get("count") if isinstance(edits, dict) else None
+        before = f" and {len(older)} before it" if isinstance(older, list) and older else ""
+        yield f"a pack of {shortened(str(count), 20)} edit(s) by {shortened(str(name), 40)}{before}"
+
+
+def _signature(signature: Mapping[str, Any] | None) -> str:
+    if signature is None:
+        return "unsigned"
+    return f"by the key {signature['key'] or 'that it does not name'}; unchecked, see `hf-edit verify --public-key`"
+
+
+def _weight_norms(pack: EditPack, base: str, revision: str | None, device: str | None, dtype: str) -> dict[str, float]:
+    from hf_edit.models.fingerprint import base_modules
+    from hf_edit.models.loading import load_model
+
+    model, _ = load_model(base, dtype=dtype, device=device, revision=revision)
+    pack.verify(model, weights=False)
+    modules: dict[str, Any] = dict(base_modules(model))
+    return {name: float(modules[name].weight.detach().float().norm()) for name in pack.deltas}
 
 
 def _bytes(name: str) -> int | None:
-    """Size of a pack's folder; None for one that lies on the Hub."""
+    """Size of the plain files in a pack's folder; None for one that lies on the Hub."""
     folder = Path(name)
-    return folder_size(folder) if folder.is_dir() else None
+    files = folder.iterdir() if folder.is_dir() else []
+    return sum(file.lstat().st_size for file in files if not file.is_symlink() and file.is_file()) or None

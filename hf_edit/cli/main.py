@@ -13,20 +13,32 @@ from typer.core import TyperGroup
 
 from hf_edit._version import __version__
 from hf_edit.cli.apply import apply
+from hf_edit.cli.audit import audit
+from hf_edit.cli.conflicts import conflicts
+from hf_edit.cli.convert import convert
 from hf_edit.cli.demo.command import demo
+from hf_edit.cli.diff import diff
 from hf_edit.cli.inspect import inspect
 from hf_edit.cli.locate import locate
+from hf_edit.cli.merge import merge
 from hf_edit.cli.methods import methods
 from hf_edit.cli.models import models
 from hf_edit.cli.polish import polish
+from hf_edit.cli.pull import pull
+from hf_edit.cli.push import push
+from hf_edit.cli.revert import revert
+from hf_edit.cli.sign import sign
+from hf_edit.cli.stack import stack
 from hf_edit.cli.stats import stats
+from hf_edit.cli.unmerge import unmerge
 from hf_edit.cli.verify import verify
-from hf_edit.errors import HfEditError, HfEditWarning
+from hf_edit.errors import HfEditError, HfEditWarning, visible
 
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a check of the demo did not hold, or a bug (with a traceback); "
-    "2 something to put right in the command, the input files or the pack; 130 interrupted."
+    "2 something to put right in the command, the input files or the pack; 3 an audit found something; "
+    "130 interrupted."
 )
 WRONG_INPUT = 2
 INTERRUPTED = 130
@@ -44,7 +56,7 @@ class Verbs(TyperGroup):
         except HfEditError as error:
             _fail(error.message, error.remedy)
         except OSError as error:
-            _fail(str(error), "Check that the path exists, that you may use it, and that the disk has room.")
+            _fail(visible(str(error)), "Check that the path exists, that you may use it, and that the disk has room.")
         except KeyboardInterrupt:
             typer.echo(
                 "\ninterrupted: run the same command again; `apply` goes on from the last finished edit", err=True
@@ -62,7 +74,7 @@ def _tell(
 ) -> None:
     """Advice to the user without the line of code it comes from; what libraries warn of is for developers."""
     if issubclass(category, HfEditWarning):
-        typer.echo(f"note: {message}", err=True)
+        typer.echo(visible(f"note: {message}"), err=True)
 
 
 def _fail(message: str, remedy: str) -> None:
@@ -97,7 +109,27 @@ def hf_edit(
     del version
 
 
-for verb in (apply, polish, inspect, verify, locate, models, methods, demo):
+for verb in (
+    apply,
+    polish,
+    stack,
+    revert,
+    merge,
+    unmerge,
+    conflicts,
+    diff,
+    inspect,
+    verify,
+    convert,
+    sign,
+    audit,
+    locate,
+    models,
+    push,
+    pull,
+    methods,
+    demo,
+):
     app.command()(verb)
 app.add_typer(stats, name="stats")
 

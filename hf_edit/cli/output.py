@@ -1,4 +1,7 @@
-"""What verbs print: text and tables for people, one JSON document for programs."""
+"""What verbs print: text and tables for people, one JSON document for programs.
+
+Much of it was written by strangers, so all of it is made `visible`: nothing in a pack steers the terminal.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_edit.edits import Prompt
+from hf_edit.errors import visible
 
 
 def print_json(document: Any) -> None:
     """The only thing a verb writes to stdout under `--json`."""
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    typer.echo(visible(json.dumps(document, indent=2, ensure_ascii=False)))
 
 
 def print_facts(facts: Iterable[tuple[str, Any]]) -> None:
@@ -26,7 +30,7 @@ def print_facts(facts: Iterable[tuple[str, Any]]) -> None:
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in facts:
-        grid.add_row(name, Text(str(value)))
+        grid.add_row(name, Text(visible(str(value))))
     Console().print(grid)
 
 
@@ -36,7 +40,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(visible(str(cell))) for cell in row))
     Console().print(table)
 
 
@@ -53,7 +57,7 @@ def shortened(text: str, limit: int = 240) -> str:
 
 def folder_size(folder: Path) -> int:
     """Bytes of the files in a folder."""
-    return sum(file.stat().st_size for file in folder.iterdir())
+    return sum(file.lstat().st_size for file in folder.iterdir())
 
 
 def readable_size(size: int) -> str:

@@ -47,7 +47,6 @@ def polish(
 
     result = pack_of(
         model,
-        start.edits,
         out,
         compute,
         format=chosen.format,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hf_edit.cli.options import Device, Dtype, Json, Model, Revision
-from hf_edit.cli.output import print_json, print_table, readable_size
+from hf_edit.cli.output import print_facts, print_json, print_table, readable_size
 from hf_edit.cli.progress import Bars
 from hf_edit.errors import ConfigError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 stats = typer.Typer(
     no_args_is_help=True,
-    help="Collect the statistics that edits need ahead of time, or show those collected.",
+    help="Collect the statistics that edits need ahead of time, show those collected, or share them on the Hub.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -81,6 +81,58 @@ def show(
 
     loaded, _ = load_model(model, dtype=dtype, device=device, revision=revision)
     _report(model, stored(EditableModel.of(loaded)), as_json)
+
+
+Repository = Annotated[str, typer.Argument(help="A repository on the Hub: owner/name.", show_default=False)]
+
+
+@stats.command()
+def push(
+    repository: Repository,
+    model: Model,
+    private: Annotated[bool, typer.Option("--private", help="Of a new repository; refuse a public one.")] = False,
+    tag: Annotated[str | None, typer.Option(help="A name for this version, which must be new.")] = None,
+    branch: Annotated[str | None, typer.Option(help="Branch of the repository. [default: main]")] = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Publish what the cache holds for a model, but for statistics of a private text."""
+    from hf_edit.models.editable import EditableModel
+    from hf_edit.models.loading import load_model
+    from hf_edit.statistics.sharing import push_statistics
+
+    loaded, _ = load_model(model, dtype=dtype, device=device, revision=revision)
+    done = push_statistics(EditableModel.of(loaded), repository, tag=tag, branch=branch, private=private or None)
+    if as_json:
+        print_json({"model": model, "repository": done.repo_id, "commit": done.commit, "url": done.url})
+    else:
+        print_facts((("published", done.url), ("commit", done.commit)))
+
+
+@stats.command()
+def pull(
+    repository: Repository,
+    model: Model,
+    at: Annotated[str | None, typer.Option(help="Branch, tag or commit of the repository. [default: main]")] = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    as_json: Json = False,
+) -> None:
+    """Fetch the statistics of a model into the cache, where `apply` with the same settings finds them."""
+    from hf_edit.models.editable import EditableModel
+    from hf_edit.models.loading import load_model
+    from hf_edit.statistics.sharing import pull_statistics
+
+    loaded, _ = load_model(model, dtype=dtype, device=device, revision=revision)
+    origin, new = pull_statistics(EditableModel.of(loaded), repository, revision=at)
+    if as_json:
+        files = [str(path) for path in new]
+        print_json({"model": model, "repository": repository, "commit": origin.commit, "files": files})
+    else:
+        print_facts((("fetched", f"{len(new)} new file(s)"), ("from", repository), ("commit", origin.commit)))
 
 
 def _chosen(view: EditableModel, layers: str | None) -> list[EditableLinear]:

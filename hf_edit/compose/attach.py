@@ -28,8 +28,13 @@ from hf_edit.compose.adapters import (
 )
 from hf_edit.compose.structure import Structure
 from hf_edit.errors import ComposeError, HfEditError
-from hf_edit.packs.layout import adapter_keys
+from hf_edit.packs.layout import adapter_keys, sparse_keys
 from hf_edit.packs.pack import EditPack
+from hf_edit.sparse.config import PEFT_TYPE
+
+
+_TYPES = {"portable": PeftType.LORA, "sparse": PEFT_TYPE}
+"""Layout -> the `peft_type` of its adapters."""
 
 
 def attach(
@@ -42,7 +47,8 @@ def attach(
     """Put a pack on a model, beside the adapters that are active there, which stay so.
 
     The result computes what the model's own way of loading the pack computes: a transformers model has the factors
-    in the dtype of its weights, a PeftModel in fp32.
+    in the dtype of its weights, a PeftModel in fp32. A pack read in the layout sparse becomes a sparse adapter, but
+    in a PeftModel of LoRA adapters, which takes no others, a LoRA adapter that computes the same.
 
     Args:
         pack: a pack, its folder, or its id on the Hub.
@@ -62,14 +68,14 @@ def attach(
     if not isinstance(pack, EditPack):
         pack = EditPack.from_pretrained(pack)
     name = _adapter_name(pack.edits[0].id if name is None else name)
-    _check_room(model, name)
+    layout = _check_room(model, pack, name)
     pack.verify(model, weights=verify)
     before = Structure(model)
     active = {layer: list(layer.active_adapters) for _, layer in adapter_layers(model)}
     try:
         with torch.random.fork_rng(devices=[]):  # PEFT draws initial factors before ours replace them
-            _inject(model, pack, name)
-        _fill(model, pack, name)
+            _inject(model, pack, layout, name)
+        _fill(model, pack, layout, name)
         _settle(model, name, before, active)
     except BaseException as error:
         before.restore()
@@ -112,43 +118,59 @@ def _adapter_name(wish: str) -> str:
     return name
 
 
-def _check_room(model: nn.Module, name: str) -> None:
+def _check_room(model: nn.Module, pack: EditPack, name: str) -> str:
+    """The layout in which the model takes the pack.
+
+    Raises:
+        ComposeError: none, or the name is taken, or adapters stand in the way.
+    """
     configs = adapter_configs(model)
     if name in configs:
         raise ComposeError(f"The model has an adapter {name!r} already.", "Detach it, or pass another name=.")
-    if isinstance(model, PeftModel) and any(config.peft_type != PeftType.LORA for config in configs.values()):
-        kind = model.peft_type.value
+    layouts = ["sparse", "portable"] if pack.manifest.layout == "sparse" else ["portable"]
+    if isinstance(model, PeftModel):  # which holds adapters of one type
+        layouts = [layout for layout in layouts if _TYPES[layout] == model.peft_type]
+    if not layouts:
+        kind = next(iter(configs.values())).peft_type.value
         raise ComposeError(
             f"The model is a PeftModel of type {kind}, which takes no LoRA adapters.", "Attach to the base model."
         )
     check_unmerged(model)
     check_enabled(model)
+    return layouts[0]
 
 
-def _inject(model: PreTrainedModel | PeftModel, pack: EditPack, name: str) -> None:
+def _inject(model: PreTrainedModel | PeftModel, pack: EditPack, layout: str, name: str) -> None:
     """Wrap the pack's modules, with random factors."""
+    config = pack.peft_config(layout)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # adapters side by side: meant
+        warnings.filterwarnings("ignore", "Adapter name .* should not be contained in the prefix")
         if isinstance(model, PeftModel):
-            model.add_adapter(name, pack.lora_config())
+            model.add_adapter(name, config)
         else:
-            inject_adapter_in_model(pack.lora_config(), model, name)
+            inject_adapter_in_model(config, model, name)
             model._hf_peft_config_loaded = True
 
 
 @torch.no_grad()
-def _fill(model: nn.Module, pack: EditPack, name: str) -> None:
+def _fill(model: nn.Module, pack: EditPack, layout: str, name: str) -> None:
     layers = {module: layer for module, layer in adapter_layers(model) if holds(layer, name)}
     different = sorted(set(layers) ^ set(pack.deltas))
     if different:
         raise ComposeError(
             f"PEFT wrapped other modules than the pack changes: {', '.join(different[:3])}.", "Load the model anew."
         )
-    state = pack.adapter_state_dict()
+    state = pack.adapter_state_dict(layout)
     for module, layer in layers.items():
-        a, b = adapter_keys(module)
-        layer.lora_A[name].weight.copy_(state[a])
-        layer.lora_B[name].weight.copy_(state[b])
+        if layout == "sparse":
+            held = layer.hf_edit_sparse_columns[name], layer.hf_edit_sparse_values[name]
+            keys = sparse_keys(module)
+        else:
+            held = layer.lora_A[name].weight, layer.lora_B[name].weight
+            keys = adapter_keys(module)
+        for tensor, key in zip(held, keys, strict=True):
+            tensor.copy_(state[key])
 
 
 def _settle(model: nn.Module, name: str, before: Structure, active: dict[BaseTunerLayer, list[str]]) -> None:

@@ -64,14 +64,14 @@ def reference(
             f"The model answers none of {len(questions)} questions.", "Ask others, or in another prompt format."
         )
     texts = [prompts.encode(q, a) for q, a in asked]
-    return Reference([q for q, _ in asked], [a for _, a in asked], texts, [_log_probs(model, t) for t in texts])
+    return Reference([q for q, _ in asked], [a for _, a in asked], texts, [log_probs(model, t) for t in texts])
 
 
 def drift(model: PreTrainedModel, base: Reference) -> Drift:
     """How far `model`, the same tokenizer's, has moved from the reference."""
     divergence, same, tokens = 0.0, 0, 0
     for text, before in zip(base.texts, base.log_probs, strict=True):
-        after = _log_probs(model, text)
+        after = log_probs(model, text)
         divergence += float((before.exp() * (before - after)).sum())
         same += int((before.argmax(-1) == after.argmax(-1)).sum())
         tokens += before.shape[0]
@@ -96,7 +96,7 @@ def perplexity(model: PreTrainedModel, ids: Sequence[int], length: int = 512, ba
     return math.exp(total / (rows.numel() - rows.shape[0]))
 
 
-def _log_probs(model: PreTrainedModel, text: Encoded) -> Tensor:
+def log_probs(model: PreTrainedModel, text: Encoded) -> Tensor:
     """(n, V): the distribution of each answer token given the tokens before it."""
     device = model.get_input_embeddings().weight.device
     with borrowed(model), torch.no_grad():

@@ -1,4 +1,4 @@
-"""Which MLP output maps a method edits."""
+"""Which MLP output maps a method edits, and at which rank."""
 
 from __future__ import annotations
 
@@ -30,3 +30,8 @@ def mlp_outputs(model: EditableModel, layers: Sequence[int], *, together: bool =
             "Choose one layer.",
         )
     return [model.linears[layer] for layer in layers]
+
+
+def default_rank(n_edits: int) -> int:
+    """32 for each edit up to 256 in all; beyond 64 edits 4 for each."""
+    return max(min(32 * n_edits, 256), 4 * n_edits)

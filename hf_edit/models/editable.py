@@ -6,7 +6,7 @@ model's own business. Running only some of the blocks is done by letting the oth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -135,6 +135,15 @@ class EditableModel:
             if isinstance(_base(module), (nn.Linear, Conv1D)):
                 found.append(self._linear(layer, path))
         return found
+
+    def linears_named(self, names: Collection[str]) -> list[EditableLinear]:
+        """The linear maps of the blocks with these full module names, in the order of the blocks."""
+        every = {
+            linear.name: linear
+            for layer, mlp_output in enumerate(self.linears)
+            for linear in (mlp_output, *self.block_linears(layer))
+        }
+        return [linear for name, linear in every.items() if name in names]
 
     @property
     def n_layers(self) -> int:
@@ -326,6 +335,14 @@ class EditableModel:
         with ExitStack() as stack:
             for name, delta in deltas.items():
                 stack.enter_context(side_path(self.model.get_submodule(name), delta))
+            yield
+
+    @contextmanager
+    def shifted(self, shifts: Mapping[str, Tensor]) -> Iterator[None]:
+        """Linears, by full module name, add (B, T, d_out) to their output."""
+        with ExitStack() as stack:
+            for name, shift in shifts.items():
+                stack.enter_context(adding(self.model.get_submodule(name), shift))
             yield
 
     @contextmanager

@@ -2,43 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from string import Template
+from typing import Any
 
 from hf_edit.edits import Edit, EditSet, question_of
+from hf_edit.errors import PackError, visible
 from hf_edit.packs.manifest import Manifest
 
 
-_MAX_ROWS, _MAX_CELL = 50, 160
+_MAX_CELL = 160
+MAX_ROWS = 50
 
 
 def model_card(manifest: Manifest, edits: EditSet) -> bytes:
-    """The card: YAML metadata, the edits, how to load them. The base is named only by its id on the Hub."""
+    """The card: YAML metadata, the edits, how to load them, where the pack comes from.
+
+    The base is named only by its id on the Hub.
+    """
     base = manifest.base.id
     template = Template((files("hf_edit.packs") / "card.md").read_text(encoding="utf-8"))
-    more = [f"| … | {len(edits) - _MAX_ROWS} more in edits.jsonl | … |"] if len(edits) > _MAX_ROWS else []
+    sparse = manifest.layout == "sparse"
     text = template.substitute(
-        title=_cell(question_of(edits[0].prompt)) if len(edits) == 1 else f"{len(edits)} edits",
+        title=escaped(question_of(edits[0].prompt)) if len(edits) == 1 else counted(len(edits), "edit"),
+        tag="" if sparse else "\n- lora",
+        kind="an adapter that changes a few input columns of its layers and"
+        if sparse
+        else "a plain LoRA adapter that",
+        needs=", which has to be installed and imported to load it" if sparse else ", which nobody needs to load it",
+        first="import hf_edit  # knows this kind of adapter\n" if sparse else "",
         base_metadata=f"\nbase_model: {base}\nbase_model_relation: adapter" if base else "",
         base=f"`{base}`" if base else f"a {manifest.base.model_type} model",
         base_argument=f'"{base}"' if base else '"path of the base model"',
         method=manifest.method.name,
-        count=_count(len(edits), "edit"),
-        rows="\n".join([_row(edit) for edit in edits[:_MAX_ROWS]] + more),
+        count=counted(len(edits), "edit"),
+        rows=rows_of(edits, "edits.jsonl"),
         prompt_format=manifest.prompt_format.name,
-        modules=_count(len(manifest.modules), "linear layer"),
+        modules=counted(len(manifest.modules), "linear layer"),
         rank=max(module.rank for module in manifest.modules.values()),
+        history="\n".join(ancestry(manifest)),
     )
     return text.encode()
 
 
-def _row(edit: Edit) -> str:
-    return f"| {_cell(edit.id)} | {_cell(question_of(edit.prompt))} | {_cell(edit.target)} |"
+def rows_of(edits: Sequence[Edit], file: str) -> str:
+    """The rows of a table of edits; of very many the first, and where the others are."""
+    rows = [f"| {escaped(e.id)} | {escaped(question_of(e.prompt))} | {escaped(e.target)} |" for e in edits[:MAX_ROWS]]
+    more = [f"| … | {len(edits) - MAX_ROWS} more in {file} | … |"] if len(edits) > MAX_ROWS else []
+    return "\n".join([*rows, *more])
 
 
-def _cell(text: str) -> str:
+def ancestry(manifest: Manifest) -> list[str]:
+    """How the pack was made, and from what, as a Markdown list.
+
+    Raises:
+        PackError: the manifest tells of parents in a way that this hf_edit does not know.
+    """
+    try:
+        return list(_made([manifest.lineage()]))
+    except (AttributeError, KeyError, TypeError) as error:  # what a pack says of its parents is not checked on reading
+        raise PackError("The parents in edit_pack.json cannot be read.", "Get the pack anew.") from error
+
+
+def _made(lineages: Sequence[Mapping[str, Any]], depth: int = 0) -> Iterator[str]:
+    """One line per pack, each followed by those that it was made from."""
+    for lineage in lineages:
+        seed = "" if lineage["seed"] is None else f", seed {escaped(str(lineage['seed']))}"
+        count, digest = counted(lineage["edits"]["count"], "edit"), lineage["edits"]["sha256"][:12]
+        edits = f"{escaped(count)}, digest {escaped(digest)}"
+        origin = ", from:" if lineage["parents"] else ""
+        yield f"{'  ' * depth}- {escaped(lineage['method']['name'])} ({edits}{seed}){origin}"
+        yield from _made(lineage["parents"], depth + 1)
+
+
+def escaped(text: str) -> str:
     """Text on one line that neither Markdown nor HTML takes for more than text."""
-    line = " ".join(text.split())
+    line = visible(" ".join(text.split()))
     if len(line) > _MAX_CELL:
         line = line[: _MAX_CELL - 1] + "…"
     for character in "\\`*_[]|#~!":
@@ -46,5 +86,6 @@ def _cell(text: str) -> str:
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """`1 edit`, `2 edits`."""
     return f"{number} {noun}" + ("" if number == 1 else "s")

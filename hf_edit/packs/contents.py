@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from hf_edit.edits import Edit, EditSet
@@ -12,7 +13,7 @@ from hf_edit.methods.base import EditSource
 from hf_edit.packs import layout as layouts
 from hf_edit.packs import strict_json
 from hf_edit.packs.card import model_card
-from hf_edit.packs.manifest import LAYOUTS, Manifest, sha256
+from hf_edit.packs.manifest import Manifest, sha256
 from hf_edit.packs.reading import (
     MAX_HEADER_BYTES,
     MAX_JSON_BYTES,
@@ -24,11 +25,12 @@ from hf_edit.packs.reading import (
 from hf_edit.packs.values import read_source, source_tensors
 from hf_edit.packs.verify import check_contents
 from hf_edit.solvers.low_rank import LowRankDelta
-from hf_edit.validation import parse_json
+from hf_edit.validation import parse_json, shown
 
 
 CONFIG, ADAPTER, MANIFEST, EDITS = "adapter_config.json", "adapter_model.safetensors", "edit_pack.json", "edits.jsonl"
 VALUES, EVALUATION, CARD = "values.safetensors", "evaluation.json", "README.md"
+MAX_CONFIG_BYTES = 64 << 20  # of the manifest and the adapter's configuration: no real one comes near
 FILES = (CONFIG, ADAPTER, MANIFEST, EDITS, VALUES, EVALUATION, CARD)
 _ANEW = "The pack is damaged: get it anew from where it was published."
 
@@ -63,15 +65,13 @@ def to_files(pack: PackContents, layout: str, values: bool) -> dict[str, bytes]:
     """File name -> content; the same pack gives the same bytes.
 
     Raises:
-        PackError: the layout is unknown or the pack is not sound.
+        PackError: the layout is unknown, the pack is not sound, or it cannot be written in that layout.
     """
-    if layout not in LAYOUTS:
-        raise PackError(f"There is no layout {layout!r}.", f"Use one of {', '.join(LAYOUTS)}.")
     pack.check()
-    manifest = replace(pack.manifest, layout=layout)
+    manifest, deltas = layouts.laid_out(pack.manifest, pack.deltas, layout)
     files = {
         CONFIG: strict_json.dumps(layouts.adapter_config(manifest, pack.base)),
-        ADAPTER: write_tensors(layouts.adapter_tensors(manifest, pack.deltas)),
+        ADAPTER: write_tensors(layouts.adapter_tensors(manifest, deltas)),
         EDITS: pack.edits.dumps().encode(),
     }
     if values and pack.source is not None:
@@ -88,7 +88,7 @@ def from_folder(folder: PackFolder) -> PackContents:
     Raises:
         PackError: a file is missing, altered, or holds what the manifest does not declare.
     """
-    manifest = Manifest.from_bytes(folder.read(MANIFEST))
+    manifest = Manifest.from_bytes(folder.read(MANIFEST, MAX_CONFIG_BYTES))
     files = _read_listed(folder, manifest)
     base = _check_config(strict_json.loads(files[CONFIG], CONFIG), manifest)
     edits = _read_edits(files[EDITS])
@@ -108,8 +108,12 @@ def _read_listed(folder: PackFolder, manifest: Manifest) -> dict[str, bytes]:
     for name in (CONFIG, ADAPTER, EDITS):
         if name not in manifest.files:
             raise PackError(f"{MANIFEST} does not list {name}.", _ANEW)
-    payload = sum(4 * rows * columns for rows, columns in layouts.adapter_shapes(manifest).values())
-    limits = {ADAPTER: payload + MAX_HEADER_BYTES, VALUES: MAX_TENSOR_BYTES}
+    payload = sum(4 * prod(shape) for shape in layouts.adapter_shapes(manifest).values())
+    limits = {
+        CONFIG: MAX_CONFIG_BYTES,
+        ADAPTER: min(payload + MAX_HEADER_BYTES, MAX_TENSOR_BYTES),
+        VALUES: MAX_TENSOR_BYTES,
+    }
     files = {}
     for name, digest in manifest.files.items():
         if name not in FILES:
@@ -127,10 +131,9 @@ def _check_config(config: dict[str, Any], manifest: Manifest) -> str | None:
         raise PackError(f"{CONFIG}: base_model_name_or_path is {base!r}, not a text.", _ANEW)
     expected = layouts.adapter_config(manifest, manifest.base.id or base)
     for key in sorted(config.keys() | expected.keys()):
-        if config.get(key) != expected.get(key):
-            raise PackError(
-                f"{CONFIG}: {key} is {config.get(key)!r}, but {MANIFEST} implies {expected.get(key)!r}.", _ANEW
-            )
+        found, implied = config.get(key), expected.get(key)
+        if strict_json.dumps(found) != strict_json.dumps(implied):  # in Python True == 1 == 1.0
+            raise PackError(f"{CONFIG}: {key} is {shown(found)}, but {MANIFEST} implies {shown(implied)}.", _ANEW)
     return base
 
 

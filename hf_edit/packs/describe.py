@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_edit.errors import UnsupportedModelError
+from hf_edit.models.commit import cached_commit
 from hf_edit.models.fingerprint import base_modules, dtype_name, model_fingerprint, tensor_digests
 from hf_edit.packs.manifest import Base, BaseTensor, Module
 
@@ -38,7 +39,7 @@ def describe_base(
     id = origin if origin is not None and _is_repository_id(origin) else None
     base = Base(
         id=id,
-        revision=getattr(config, "_commit_hash", None),
+        revision=getattr(config, "_commit_hash", None) or (cached_commit(id, weights) if id else None),
         model_type=config.model_type,
         dtype=dtype_name(model.dtype),
         fingerprint=model_fingerprint(model),

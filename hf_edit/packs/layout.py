@@ -4,6 +4,10 @@
   LoRA adapters takes it.
 - `compact`: each module its own rank, through rank and alpha patterns, which only PEFT and transformers read.
 - `bf16`: portable with bfloat16 factors: half the size, about 0.2 % relative error of the change.
+- `sparse`: the changed input columns and their values, for PEFT with hf_edit (`hf_edit.sparse`); only for changes of
+  few whole columns, whose portable form is then exact too, with one-hot rows as A.
+- `all-layers`: portable, with zero factors for the same modules of all other blocks. Some runtimes drop the adapter of
+  a kind of module unless every block has it.
 
 Both the configuration and the names and shapes of the tensors follow from the manifest alone, so whatever a pack holds
 beside what its manifest declares shows.
@@ -13,14 +17,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_edit.errors import PackError
-from hf_edit.packs.manifest import Manifest
+from hf_edit.packs.manifest import LAYOUTS, Manifest
 from hf_edit.solvers.low_rank import LowRankDelta
+from hf_edit.solvers.support import on_columns, touched_columns
+from hf_edit.sparse.config import COLUMNS, PEFT_TYPE, VALUES
 
 
 _PREFIX = "base_model.model."
@@ -36,9 +43,58 @@ def canonical(delta: LowRankDelta) -> LowRankDelta:
     return LowRankDelta(delta.B.detach().contiguous(), delta.A.detach().contiguous())
 
 
+def laid_out(
+    manifest: Manifest, deltas: Mapping[str, LowRankDelta], layout: str
+) -> tuple[Manifest, Mapping[str, LowRankDelta]]:
+    """Manifest and deltas, in canonical form, as a pack in this layout has them.
+
+    Raises:
+        PackError: the layout is unknown, or the pack cannot be written in it.
+    """
+    if layout not in LAYOUTS:
+        raise PackError(f"There is no layout {layout!r}.", f"Use one of {', '.join(LAYOUTS)}.")
+    if layout == "all-layers":
+        if manifest.zero_filled is None:
+            raise PackError(
+                "Which modules of the other blocks to fill with zeros is not known from the pack alone.",
+                "Use pack.with_all_layers(model), or hf-edit convert --layout all-layers.",
+            )
+        return replace(manifest, layout=layout), deltas
+    manifest = replace(manifest, layout=layout, zero_filled=None)
+    if layout == "sparse":
+        deltas = {name: _selecting(name, delta) for name, delta in deltas.items()}
+        modules = {name: replace(module, rank=deltas[name].rank) for name, module in manifest.modules.items()}
+        manifest = replace(manifest, modules=modules)
+    return manifest, deltas
+
+
+def most_columns(shape: tuple[int, int]) -> int:
+    """How many columns of a (d_out, d_in) matrix a sparse change may touch: as many as a factor has, and not all."""
+    return max(1, min(shape[0], shape[1] - 1))
+
+
+def _selecting(name: str, delta: LowRankDelta) -> LowRankDelta:
+    """The same change as values times a selection of inputs, each once and in order."""
+    indices, values = touched_columns(delta)
+    limit = most_columns(delta.shape)
+    if len(indices) > limit:
+        raise PackError(
+            f"The change of {name} touches {len(indices)} of {delta.shape[1]} columns; the layout sparse holds up to "
+            f"{limit}.",
+            "Solve the pack on few columns first: hf_edit.sparsify(pack, ..., columns=N), or hf-edit convert --layout "
+            "sparse --columns N --model BASE.",
+        )
+    return canonical(on_columns(values, indices, delta.shape[1]))
+
+
 def adapter_keys(module: str) -> tuple[str, str]:
     """Names of the factors A (r, d_in) and B (d_out, r) of a module in the adapter's file."""
     return f"{_PREFIX}{module}.lora_A.weight", f"{_PREFIX}{module}.lora_B.weight"
+
+
+def sparse_keys(module: str) -> tuple[str, str]:
+    """Names of the columns (n,) int32 and their values (d_out, n) of a module in a sparse adapter's file."""
+    return f"{_PREFIX}{module}.{COLUMNS}", f"{_PREFIX}{module}.{VALUES}"
 
 
 def adapter_config(manifest: Manifest, base: str | None) -> dict[str, Any]:
@@ -47,48 +103,63 @@ def adapter_config(manifest: Manifest, base: str | None) -> dict[str, Any]:
     Args:
         base: repository id or folder of the base.
     """
+    common = {
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "peft_version": manifest.versions["peft"],
+        "revision": manifest.base.revision,
+        "target_modules": sorted({*manifest.modules, *(manifest.zero_filled or ())}),
+        "task_type": "CAUSAL_LM",
+    }
+    if manifest.layout == "sparse":
+        columns = {name: module.rank for name, module in manifest.modules.items()}
+        return {**common, "columns": columns, "peft_type": str(PEFT_TYPE)}
     rank = _uniform_rank(manifest)
     pattern = {}
     if manifest.layout == "compact":
         others = {name: m.rank for name, m in manifest.modules.items() if m.rank != rank}
         pattern = {f"^{re.escape(name)}": others[name] for name in sorted(others)}
     return {
+        **common,
         "alpha_pattern": pattern,
-        "base_model_name_or_path": base,
         "bias": "none",
         "fan_in_fan_out": any(module.orientation == "conv1d" for module in manifest.modules.values()),
-        "inference_mode": True,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
         "peft_type": "LORA",
-        "peft_version": manifest.versions["peft"],
         "r": rank,
         "rank_pattern": pattern,
-        "revision": manifest.base.revision,
-        "target_modules": sorted(manifest.modules),
-        "task_type": "CAUSAL_LM",
         "use_rslora": False,
     }
 
 
-def adapter_shapes(manifest: Manifest) -> dict[str, tuple[int, int]]:
+def adapter_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
     """The tensors of adapter_model.safetensors: name -> shape."""
-    shapes = {}
-    for module in manifest.modules:
-        d_out, d_in = manifest.shape(module)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for module, (d_out, d_in) in _stored(manifest).items():
         rank = _stored_rank(manifest, module)
-        a, b = adapter_keys(module)
-        shapes.update({a: (rank, d_in), b: (d_out, rank)})
+        if manifest.layout == "sparse":
+            columns, values = sparse_keys(module)
+            shapes |= {columns: (rank,), values: (d_out, rank)}
+        else:
+            a, b = adapter_keys(module)
+            shapes |= {a: (rank, d_in), b: (d_out, rank)}
     return shapes
 
 
 def adapter_tensors(manifest: Manifest, deltas: Mapping[str, LowRankDelta]) -> dict[str, Tensor]:
-    """The content of adapter_model.safetensors for deltas in canonical form."""
-    tensors = {}
-    for module in sorted(deltas):
-        delta = deltas[module].padded(_stored_rank(manifest, module)).to(_dtype(manifest))
-        a, b = adapter_keys(module)
-        tensors.update({a: delta.A.contiguous(), b: delta.B.contiguous()})
+    """The content of adapter_model.safetensors for manifest and deltas as `laid_out` gives them."""
+    tensors: dict[str, Tensor] = {}
+    for module, (d_out, d_in) in _stored(manifest).items():
+        delta = deltas.get(module) or LowRankDelta(torch.zeros(d_out, 0), torch.zeros(0, d_in))
+        if manifest.layout == "sparse":
+            columns, values = sparse_keys(module)
+            indices, changed = touched_columns(delta)
+            tensors |= {columns: indices.int(), values: changed.contiguous()}
+        else:
+            delta = delta.padded(_stored_rank(manifest, module)).to(_dtype(manifest))
+            a, b = adapter_keys(module)
+            tensors |= {a: delta.A.contiguous(), b: delta.B.contiguous()}
     return tensors
 
 
@@ -96,28 +167,51 @@ def read_deltas(manifest: Manifest, tensors: Mapping[str, Tensor]) -> dict[str, 
     """Undo `adapter_tensors`.
 
     Raises:
-        PackError: a tensor too many, missing, of another shape or dtype, or not zero where it is padding.
+        PackError: a tensor too many, missing, of another shape or dtype, not zero where it is padding, or columns
+            that are not those of a matrix of the declared shape, each once and in order.
     """
-    shapes, dtype = adapter_shapes(manifest), _dtype(manifest)
+    shapes = adapter_shapes(manifest)
     for problem, names in (("lacks", set(shapes) - set(tensors)), ("has the extra", set(tensors) - set(shapes))):
         if names:
             raise PackError(f"The adapter {problem} tensor {min(names)} ({len(names)} such in all).", _ANEW)
     for name, shape in shapes.items():
-        tensor = tensors[name]
+        tensor, dtype = tensors[name], torch.int32 if name.endswith(f".{COLUMNS}") else _dtype(manifest)
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             raise PackError(
                 f"The tensor {name} is {tensor.dtype} of shape {tuple(tensor.shape)} instead of {dtype} of {shape}.",
                 _ANEW,
             )
-    return {module: _read_delta(module, declared.rank, tensors) for module, declared in manifest.modules.items()}
+    for module in manifest.zero_filled or ():
+        if any(tensors[key].any() for key in adapter_keys(module)):
+            raise PackError(f"The factors of {module}, which the pack does not change, are not zero.", _ANEW)
+    read = _read_sparse if manifest.layout == "sparse" else _read_factors
+    return {module: read(module, manifest, tensors) for module in manifest.modules}
 
 
-def _read_delta(module: str, rank: int, tensors: Mapping[str, Tensor]) -> LowRankDelta:
+def _read_factors(module: str, manifest: Manifest, tensors: Mapping[str, Tensor]) -> LowRankDelta:
     a, b = adapter_keys(module)
-    delta = LowRankDelta(tensors[b].float(), tensors[a].float())
+    rank, delta = manifest.modules[module].rank, LowRankDelta(tensors[b].float(), tensors[a].float())
     if delta.B[:, rank:].any() or delta.A[rank:].any():
         raise PackError(f"The factors of {module} are not zero beyond its declared rank {rank}.", _ANEW)
     return delta.trimmed(rank)
+
+
+def _read_sparse(module: str, manifest: Manifest, tensors: Mapping[str, Tensor]) -> LowRankDelta:
+    d_in = manifest.shape(module)[1]
+    columns, values = (tensors[key] for key in sparse_keys(module))
+    if columns[0] < 0 or columns[-1] >= d_in or not (columns[1:] > columns[:-1]).all():
+        raise PackError(f"The columns of {module} are not among 0..{d_in - 1}, each once and in order.", _ANEW)
+    if not torch.isfinite(values).all():
+        raise PackError(f"The values of {module} hold NaN or infinity.", _ANEW)
+    return canonical(on_columns(values, columns, d_in))
+
+
+def _stored(manifest: Manifest) -> dict[str, tuple[int, int]]:
+    """The modules that the adapter's file holds, by name, with their (d_out, d_in)."""
+    shapes = {module: manifest.shape(module) for module in manifest.modules}
+    for module, (d_out, d_in) in (manifest.zero_filled or {}).items():
+        shapes[module] = d_out, d_in
+    return {module: shapes[module] for module in sorted(shapes)}
 
 
 def _uniform_rank(manifest: Manifest) -> int:
@@ -125,7 +219,8 @@ def _uniform_rank(manifest: Manifest) -> int:
 
 
 def _stored_rank(manifest: Manifest, module: str) -> int:
-    return manifest.modules[module].rank if manifest.layout == "compact" else _uniform_rank(manifest)
+    own_rank = manifest.layout in ("compact", "sparse")
+    return manifest.modules[module].rank if own_rank else _uniform_rank(manifest)
 
 
 def _dtype(manifest: Manifest) -> torch.dtype:

@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-
 from hf_edit.errors import PackError
+from hf_edit.hub.client import HubCommit, is_repo_id
+from hf_edit.hub.fetch import snapshot
 from hf_edit.packs.atomic import recover
+from hf_edit.packs.contents import MANIFEST
 from hf_edit.packs.reading import PackFolder
+from hf_edit.validation import shown
 
 
 def locate(
@@ -22,50 +23,76 @@ def locate(
     subfolder: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
-) -> PackFolder:
-    """The folder of a pack.
+) -> tuple[PackFolder, HubCommit | None]:
+    """The folder of a pack, and the commit that it is of where it came from the Hub.
 
     Args:
         id_or_path: a folder if there is one, else the id of a repository.
-        file_names: the only files to fetch.
+        file_names: the only files to fetch, or patterns of such.
+        revision: branch, tag or commit on the Hub; offline, what was fetched last under this name.
         subfolder: where in the folder or repository the pack is.
 
     Raises:
-        PackError: there is none, or it could not be fetched.
+        PackError: there is no such folder, here or in the repository.
+        HubError: the repository or revision is not there, or could not be fetched.
     """
-    sub = PurePosixPath(subfolder or ".")
-    if sub.is_absolute() or ".." in sub.parts or "\\" in str(sub):
-        raise PackError(f"The subfolder {subfolder!r} leads out of the pack's folder.", "Give a path inside it.")
+    sub = inside(subfolder)
     local = Path(id_or_path)
+    _check_path(local)
+    if not Path(os.path.realpath(local / sub)).is_relative_to(os.path.realpath(local)):
+        raise _escape(subfolder)
     recover(local / sub)
     if local.is_dir():
-        return PackFolder(local / sub)
+        return PackFolder(local / sub), None
     if isinstance(id_or_path, os.PathLike) or local.exists():
         raise PackError(f"{id_or_path} is not a folder.", "Give the folder of a pack, or its id on the Hub.")
-    try:
-        snapshot = snapshot_download(
-            id_or_path,
-            revision=revision,
-            token=token,
-            cache_dir=None if cache_dir is None else Path(cache_dir),
-            allow_patterns=[str(sub / name) for name in file_names],
+    if not is_repo_id(id_or_path):
+        raise PackError(
+            f"{id_or_path!r} is no folder here, and no id of a repository on the Hub.",
+            "Give the folder of a pack, or owner/name.",
         )
-    except Exception as error:  # what kinds there are depends on the version of the Hub's client
-        raise _translated(error, id_or_path, revision) from error
-    repository = Path(snapshot).parent.parent  # <cache>/models--<owner>--<name>/snapshots/<commit>
-    return PackFolder(Path(snapshot) / sub, within=repository)
-
-
-def _translated(error: Exception, id: str, revision: str | None) -> PackError:
     at = f" at revision {revision!r}" if revision else ""
-    if isinstance(error, GatedRepoError):
-        return PackError(f"The repository {id!r} is gated.", "Ask its owner for access, then pass token=.")
-    if isinstance(error, LocalEntryNotFoundError):
-        return PackError(f"{id!r}{at} is no folder here, and the Hub cannot be reached.", "Check path and network.")
-    if isinstance(error, RepositoryNotFoundError):
-        return PackError(
-            f"{id!r} is neither a folder nor a repository that you can read.",
-            "Check the name; pass token= if private.",
+    folder = snapshot(
+        id_or_path,
+        [str(sub / name) for name in file_names],
+        doing=f"{id_or_path!r} is no folder here, and fetching it{at} from the Hub",
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+    )
+    origin = HubCommit(id_or_path, folder.name, str(sub) if sub.parts else None)
+    if not (folder / sub / MANIFEST).is_file():
+        where = f"folder {subfolder!r} with a pack" if sub.parts else "pack"
+        raise PackError(
+            f"The repository {id_or_path!r} has no {where} at commit {origin.commit}.",
+            "Check the name, the revision and the subfolder.",
         )
-    reason = str(error).strip().partition("\n")[0]
-    return PackError(f"{id!r}{at} is no folder here, and the Hub gave: {reason}", "Check the name and the revision.")
+    return PackFolder(folder / sub, within=folder.parent.parent), origin
+
+
+def inside(subfolder: str | None) -> PurePosixPath:
+    """A subfolder as a path, without parts where it is the whole.
+
+    Raises:
+        PackError: it leads out of the folder that it is meant to be in.
+    """
+    sub = PurePosixPath(subfolder or ".")
+    if sub.is_absolute() or ".." in sub.parts or not {"\\", "\0"}.isdisjoint(str(sub)):
+        raise _escape(subfolder)
+    return sub
+
+
+def _check_path(path: Path) -> None:
+    """Raise a PackError where the system can have no such path: NUL, too long, or characters that are none."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
+    except (OSError, ValueError) as error:
+        raise PackError(
+            f"{shown(str(path))} is no path: {error}.", "Give the folder of a pack, or its id on the Hub."
+        ) from error
+
+
+def _escape(subfolder: str | None) -> PackError:
+    return PackError(f"The subfolder {subfolder!r} leads out of the pack's folder.", "Give a path inside it.")

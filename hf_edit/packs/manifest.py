@@ -14,7 +14,7 @@ from hf_edit.packs import strict_json
 
 
 FORMAT_VERSION = 1
-LAYOUTS = ("portable", "compact", "bf16")
+LAYOUTS = ("portable", "compact", "bf16", "sparse", "all-layers")
 ORIENTATIONS = ("linear", "conv1d")
 """How the base stores the weight: `linear` (d_out, d_in), `conv1d` (d_in, d_out)."""
 
@@ -81,7 +81,11 @@ class Edits:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What edit_pack.json says. Holds no times and no paths, so that the same inputs give the same bytes."""
+    """What edit_pack.json says. Holds no times and no paths, so that the same inputs give the same bytes.
+
+    `zero_filled` is said by the layout all-layers alone: the modules that the adapter holds and does not change, with
+    their (d_out, d_in).
+    """
 
     hf_edit_version: str
     method: Method
@@ -95,6 +99,7 @@ class Manifest:
     parents: tuple[Any, ...] = ()
     layout: str = "portable"
     files: Mapping[str, str] = field(default_factory=dict)
+    zero_filled: Mapping[str, tuple[int, ...]] | None = None
 
     def shape(self, module: str) -> tuple[int, int]:
         """(d_out, d_in) of a declared module."""
@@ -117,6 +122,8 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """The content of edit_pack.json, closed by a digest of itself."""
         body = {"format_version": FORMAT_VERSION, **asdict(self)}
+        if self.zero_filled is None:
+            del body["zero_filled"]
         return strict_json.dumps({**body, "digest": sha256(strict_json.dumps(body))})
 
     @classmethod
@@ -135,7 +142,7 @@ class Manifest:
                 f"The pack has format version {version}; this hf_edit reads up to version {FORMAT_VERSION}.",
                 "It was written by a newer hf_edit; upgrade: pip install -U hf-edit",
             )
-        manifest = strict_json.parse(cls, body, _NAME)
+        manifest = strict_json.parse(cls, {"zero_filled": None, **body}, _NAME)
         _validate(manifest)
         if digest != sha256(strict_json.dumps(body)):
             raise PackError(f"{_NAME} was altered: its content has not the digest {digest!r}.", _REMEDY)
@@ -168,6 +175,14 @@ def _validate(manifest: Manifest) -> None:
         _require(module.orientation in ORIENTATIONS, f"{name}: orientation is {module.orientation!r}")
         limit = min(manifest.shape(name))
         _require(1 <= module.rank <= limit, f"{name}: rank is {module.rank}, outside 1..{limit}")
+    filled = manifest.zero_filled or {}
+    _require(
+        (manifest.layout == "all-layers") == (manifest.zero_filled is not None), "zero_filled and layout disagree"
+    )
+    for name, shape in filled.items():
+        _require(_MODULE.fullmatch(name) is not None, f"{name!r} is not the name of a module")
+        _require(name not in manifest.modules, f"{name} is both changed and filled with zeros")
+        _require(len(shape) == 2 and min(shape) >= 1, f"{name} has the shape {list(shape)}")
     for name in manifest.files:
         _require(_PLAIN.fullmatch(name) is not None, f"files: {name!r} is not a plain file name")
     digests = [manifest.edits.sha256, *manifest.files.values()]

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import peft
 import safetensors
 import torch
 import transformers
 from peft import LoraConfig, PeftModel
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_edit._version import __version__
 from hf_edit.edits import EditSet
 from hf_edit.errors import PackError
+from hf_edit.hub.client import HubCommit
 from hf_edit.methods.base import EditSource
 from hf_edit.packs import layout as layouts
 from hf_edit.packs import strict_json
@@ -27,9 +28,18 @@ from hf_edit.packs.contents import FILES, MANIFEST, PackContents, from_folder, i
 from hf_edit.packs.describe import describe_base
 from hf_edit.packs.locate import locate
 from hf_edit.packs.manifest import Edits, Manifest, Method, Prompting, sha256
+from hf_edit.packs.sharing import SIGNATURES, publish
+from hf_edit.packs.siblings import siblings
 from hf_edit.packs.verify import check_base, check_fits
 from hf_edit.prompting import PromptFormat
 from hf_edit.solvers.low_rank import LowRankDelta
+from hf_edit.solvers.truncation import TruncationError, truncated
+from hf_edit.sparse.config import SparseConfig
+
+
+if TYPE_CHECKING:
+    from hf_edit.compose.config import CombineConfig
+    from hf_edit.progress import Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +54,10 @@ class EditPack(PackContents):
         evaluation: measured figures, as JSON.
         base_path: the folder the base came from if it did not come from the Hub. Written to adapter_config.json, so
             that AutoModelForCausalLM finds the base there, and nowhere else.
+        origin: the commit on the Hub that it was read from; None for every other pack.
     """
+
+    origin: HubCommit | None = None
 
     @classmethod
     def build(
@@ -98,13 +111,28 @@ class EditPack(PackContents):
         holds anything else (notes, `.git`) is left alone.
 
         Args:
-            layout: `portable`, `compact` or `bf16`; see `hf_edit.packs.layout`.
+            layout: `portable`, `compact`, `bf16`, `sparse` or `all-layers`; see `hf_edit.packs.layout`.
             values: write the source too, if the pack has one.
 
         Raises:
-            PackError: the layout is unknown, the pack is not sound, or the folder cannot be replaced or written.
+            PackError: the layout is unknown or not one for this pack, the pack is not sound, or the folder cannot be
+                replaced or written.
         """
         write_directory(path, to_files(self, layout, values), marker=MANIFEST, known=is_pack_file)
+
+    def revert(
+        self,
+        ids: Iterable[str],
+        *,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: CombineConfig | None = None,
+        progress: Progress | None = None,
+    ) -> EditPack:
+        """The pack without the edits of these ids; see `hf_edit.compose.combine.revert`."""
+        from hf_edit.compose.combine import revert  # upward: taking back needs the base, which packs know nothing of
+
+        return revert(self, ids, model=model, tokenizer=tokenizer, config=config, progress=progress)
 
     @classmethod
     def from_pretrained(
@@ -118,13 +146,85 @@ class EditPack(PackContents):
     ) -> EditPack:
         """Read a pack from a folder or from the Hub, all of it or nothing; no code in it is ever run.
 
+        All files are of one commit, which `origin` names. Offline (HF_HUB_OFFLINE), or when the Hub cannot be
+        reached, what was fetched last under this revision is read.
+
+        Args:
+            id_or_path: a folder if there is one, else the id of a repository on the Hub.
+            revision: branch, tag or commit on the Hub; `pack.origin.commit` gives the same pack again for ever.
+            subfolder: where in the folder or repository the pack is.
+            token: for a private or gated repository, unless one is logged in.
+            cache_dir: the Hub's cache, if not the usual one.
+
         Raises:
             PackError: it is not there, of a newer format, damaged, or holds what it does not declare.
+            HubError: the repository or revision is not there for this token, or the Hub cannot be reached.
         """
-        folder = locate(
-            id_or_path, file_names=FILES, revision=revision, subfolder=subfolder, token=token, cache_dir=cache_dir
+        folder, origin = locate(
+            id_or_path,
+            file_names=(*FILES, SIGNATURES),
+            revision=revision,
+            subfolder=subfolder,
+            token=token,
+            cache_dir=cache_dir,
         )
-        return cls(**vars(from_folder(folder)))
+        return cls(**vars(from_folder(folder)), origin=origin)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        tag: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        subfolder: str | None = None,
+        layout: str = "portable",
+        values: bool = True,
+        message: str | None = None,
+        collection: str | None = None,
+        base_model: str | None = None,
+    ) -> HubCommit:
+        """Publish the pack on the Hub, in one commit: readers see all of it or nothing.
+
+        A pack that is there is replaced. What others wrote stays: files that belong to no pack, and in the card the
+        text outside of the generated part, the metadata that hf_edit does not set, and the tags.
+
+        Args:
+            repo_id: `owner/name`, or a name of one's own; made if it is not there.
+            tag: a name for this version; one that is taken is refused.
+            revision: the branch; made from `main` if it is not there. None is `main`.
+            private: of a new repository; True also refuses one that is there and public.
+            token: with write access; None is the one that is logged in.
+            subfolder: where in the repository, so that it can hold several packs.
+            layout, values: as for `save_pretrained`.
+            message: of the commit.
+            collection: the slug `owner/title-id` of a collection, or a title, which makes one if there is none.
+            base_model: the id of the base on the Hub. Needed where the pack was computed on a base from a folder;
+                readers are protected from a wrong one by the digests of the weights.
+
+        Returns:
+            The commit, with its `url`.
+
+        Raises:
+            PackError: the layout is unknown, or the pack is not sound.
+            HubError: the base has no id on the Hub, the repository holds something that is no pack, or the Hub
+                refused or failed; a call that failed for a passing reason is made four times.
+        """
+        return publish(
+            self,
+            repo_id,
+            layout=layout,
+            values=values,
+            base_model=base_model,
+            subfolder=subfolder,
+            message=message,
+            tag=tag,
+            branch=revision,
+            private=private,
+            token=token,
+            collection=collection,
+        )
 
     def verify(self, model: PreTrainedModel | PeftModel, *, weights: bool = True) -> None:
         """Check that the pack is sound and that `model` is the base that it was computed on.
@@ -143,14 +243,75 @@ class EditPack(PackContents):
         if weights:
             check_base(self.manifest, model)
 
+    def truncated(
+        self, rank: int, *, moments: Mapping[str, Tensor] | None = None
+    ) -> tuple[EditPack, dict[str, TruncationError]]:
+        """The nearest pack of at most `rank` columns per module, and per module what that costs.
+
+        Args:
+            moments: full module name -> second moment (d_in, d_in) of the inputs that count. With it, what those
+                inputs see of the change is kept best, else the weights themselves.
+
+        Returns:
+            A pack with this one as its parent, and the errors by module. Whether its edits are still answered as
+            asked can only a model tell.
+
+        Raises:
+            PackError: the rank is below 1.
+        """
+        if rank < 1:
+            raise PackError(f"rank = {rank} leaves nothing of a change.", "Choose a rank of at least 1.")
+        smaller, errors = {}, {}
+        for name, delta in self.deltas.items():
+            kept, errors[name] = truncated(delta, rank, None if moments is None else moments[name])
+            smaller[name] = layouts.canonical(kept)
+        manifest = replace(
+            self.manifest,
+            method=Method("truncate", {"rank": rank, "whitened": moments is not None}),
+            modules={n: replace(module, rank=smaller[n].rank) for n, module in self.manifest.modules.items()},
+            receipt={name: asdict(error) for name, error in errors.items()},
+            parents=(self.manifest.lineage(),),
+            layout="portable",
+            files={},
+            zero_filled=None,
+        )
+        pack = EditPack(smaller, self.edits, manifest, self.source, base_path=self.base_path)
+        return pack, errors
+
+    def with_all_layers(self, model: nn.Module) -> EditPack:
+        """The same pack, knowing which modules of other blocks the layout `all-layers` fills with zeros.
+
+        Args:
+            model: the pack's base. Its weights are not looked at and may be on the meta device.
+
+        Raises:
+            BaseMismatchError: the model lacks a module of the pack.
+        """
+        return replace(self, manifest=replace(self.manifest, zero_filled=siblings(model, self.manifest.modules)))
+
     def lora_config(self) -> LoraConfig:
         """The adapter's configuration, in the portable layout."""
-        config = layouts.adapter_config(replace(self.manifest, layout="portable"), self.base)
-        return LoraConfig(**{key: value for key, value in config.items() if key != "peft_type"})
+        config: LoraConfig = self.peft_config("portable")
+        return config
 
-    def adapter_state_dict(self) -> dict[str, Tensor]:
-        """The adapter's tensors as its file names them, in the portable layout."""
-        return layouts.adapter_tensors(replace(self.manifest, layout="portable"), self.deltas)
+    def peft_config(self, layout: str) -> Any:
+        """The adapter's configuration in a layout, as PEFT has it.
+
+        Raises:
+            PackError: the pack cannot be written in that layout.
+        """
+        manifest, _ = layouts.laid_out(self.manifest, self.deltas, layout)
+        config = layouts.adapter_config(manifest, self.base)
+        del config["peft_type"]
+        return SparseConfig(**config) if layout == "sparse" else LoraConfig(**config)
+
+    def adapter_state_dict(self, layout: str = "portable") -> dict[str, Tensor]:
+        """The adapter's tensors as its file names them.
+
+        Raises:
+            PackError: the pack cannot be written in that layout.
+        """
+        return layouts.adapter_tensors(*layouts.laid_out(self.manifest, self.deltas, layout))
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:

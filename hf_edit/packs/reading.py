@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 from torch import Tensor
 
 from hf_edit.errors import PackError
+from hf_edit.packs import strict_json
+from hf_edit.validation import shown
 
 
 MAX_JSON_BYTES = 256 << 20
 MAX_TENSOR_BYTES = 16 << 30
 MAX_HEADER_BYTES = 32 << 20
+MAX_SIZE = 1 << 48
+"""Of one side of a tensor; torch fails in other ways on more, and a side of 0 makes any other cost nothing."""
 PICKLES = (".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
 """Endings of files that run code when they are opened, and that other libraries take for weights."""
 
@@ -46,6 +51,11 @@ class PackFolder:
                 "A pack has weights in safetensors files only: delete the file if you trust the rest, else the pack.",
             )
 
+    @property
+    def cached(self) -> bool:
+        """Whether its files may be links, as those of a Hub cache are."""
+        return self._within is not None
+
     def read(self, name: str, limit: int = MAX_JSON_BYTES) -> bytes:
         """The content of a plain file of at most `limit` bytes.
 
@@ -61,6 +71,10 @@ class PackFolder:
             ) from error
         except OSError as error:
             raise PackError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+        except MemoryError as error:
+            raise PackError(
+                f"{name} does not fit into the memory.", "Use a machine with more, or a smaller pack."
+            ) from error
 
     def _resolved(self, name: str) -> Path:
         path = self.path / name
@@ -86,13 +100,18 @@ def _read_plain(path: Path, name: str, limit: int) -> bytes:
         if status.st_size > limit:
             raise PackError(f"{name} has {status.st_size} bytes, more than {limit}.", _ANEW)
         with open(descriptor, "rb", closefd=False) as file:
-            return file.read()
+            data = file.read(limit + 1)  # it may have grown, and files of /proc say that they are empty
+        if len(data) > limit:
+            raise PackError(f"{name} has more than {limit} bytes.", _ANEW)
+        return data
     finally:
         os.close(descriptor)
 
 
 def read_tensors(data: bytes, name: str) -> dict[str, Tensor]:
     """The tensors in `data`, the content of the safetensors file `name`.
+
+    The header is read twice: strictly first, since other readers settle a key that stands twice in other ways.
 
     Raises:
         PackError: truncated, too long, or a header that does not fit.
@@ -103,9 +122,22 @@ def read_tensors(data: bytes, name: str) -> dict[str, Tensor]:
     if len(data) < 8 + header:
         raise PackError(f"{name} is truncated: {len(data)} bytes of at least {8 + header}.", _ANEW)
     try:
+        _check_header(strict_json.loads(data[8 : 8 + header], "its header"))
         return safetensors.torch.load(data)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:  # KeyError: a dtype that torch has not
+    except PackError as error:
+        raise PackError(f"{name} is not a sound safetensors file: {error.message}", _ANEW) from error
+    except (safetensors.SafetensorError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # LookupError: a dtype that torch has not; the rest: numbers that the library hands on unchecked
         raise PackError(f"{name} is not a sound safetensors file: {error}.", _ANEW) from error
+
+
+def _check_header(header: dict[str, Any]) -> None:
+    for tensor, entry in header.items():
+        if tensor == "__metadata__":
+            continue
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if not isinstance(shape, list) or not all(type(size) is int and 0 <= size <= MAX_SIZE for size in shape):
+            raise PackError(f"the tensor {tensor} has the shape {shown(shape)}.", _ANEW)
 
 
 def write_tensors(tensors: dict[str, Tensor]) -> bytes:

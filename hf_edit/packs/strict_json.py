@@ -15,6 +15,8 @@ from hf_edit.errors import PackError
 
 
 T = TypeVar("T")
+MAX_DEPTH = 200
+"""Brackets inside brackets, far below what Python's own recursion can write and copy."""
 _REMEDY = "The file is damaged or was not written by hf_edit: get the pack anew from where it was published."
 _NAMES = {bool: "true or false", dict: "an object", int: "an integer", list: "a list", NoneType: "null", str: "a text"}
 
@@ -43,6 +45,7 @@ def loads(data: bytes, name: str) -> dict[str, Any]:
 
     try:
         value = json.loads(data.decode(), object_pairs_hook=object_of, parse_constant=no_constant)
+        _check_depth(value)
         dumps(value)  # escapes can spell halves of characters, and 1e999 infinity: neither can be written again
     except (ValueError, RecursionError) as error:
         raise PackError(f"{name} is not valid JSON: {error}.", _REMEDY) from error
@@ -80,6 +83,20 @@ def parse(cls: type[T], value: Any, where: str) -> T:
         items = _of_type(list, value, where)
         return tuple(parse(arguments[0], item, f"{where}: {i}") for i, item in enumerate(items))  # type: ignore[return-value]
     return _of_type(cls, value, where)
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return
+    raise ValueError(f"more than {MAX_DEPTH} brackets stand inside each other")
 
 
 def _of_type(cls: type[T], value: Any, where: str) -> T:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_edit.edits import EditSet
+from hf_edit.edits import EditSet, question_of
 from hf_edit.errors import BaseMismatchError, PackError
 from hf_edit.methods.base import EditSource
 from hf_edit.models.finder import linear_shape
@@ -19,6 +19,10 @@ from hf_edit.packs.values import check_source
 from hf_edit.solvers.low_rank import LowRankDelta
 
 
+RANK_PER_EDIT = 32
+"""What training takes for an edit; solves take one for each chunk of an answer, of 20 tokens by default."""
+CHARACTERS_PER_RANK = 20
+"""So that a long answer may take one for each handful of tokens, as a solve for every chunk or sentence does."""
 _REBUILD = "Compute the pack anew, or get it anew from where it was published."
 
 
@@ -47,6 +51,24 @@ def check_contents(
         )
     if source is not None:
         check_source(source, {name: delta.shape for name, delta in deltas.items()}, len(edits))
+
+
+def rank_budget(edits: EditSet) -> int:
+    """The largest rank per module that these edits account for; more of it could teach what is not listed."""
+    lengths = (len(question_of(edit.prompt)) + len(edit.target) for edit in edits)
+    return sum(max(RANK_PER_EDIT, length // CHARACTERS_PER_RANK) for length in lengths)
+
+
+def over_budget(manifest: Manifest, edits: EditSet) -> str | None:
+    """A sentence that says so where a module's rank is more than the edits account for."""
+    name, module = max(manifest.modules.items(), key=lambda entry: entry[1].rank)
+    budget = rank_budget(edits)
+    if module.rank <= budget:
+        return None
+    return (
+        f"the change of {name} has rank {module.rank}, and {len(edits)} listed edit(s) account for {budget} at most: "
+        "it has room for more than is listed"
+    )
 
 
 def check_fits(manifest: Manifest, model: nn.Module) -> None:

@@ -127,6 +127,29 @@ class Columns:
         inside._n_keys, inside._n_tokens = self._n_keys, self._n_tokens
         return inside
 
+    def restricted(self, indices: Tensor) -> Columns:
+        """The columns as seen by an update of the inputs `indices` (m,) alone."""
+        inside = Columns(self.d_out, len(indices))
+        if self._gram is None:
+            for K, R, P in zip(self._keys, self._residuals, self._preserved, strict=True):
+                inside.add(K[indices], R, P[indices])
+            return inside
+        inside._gram = self._gram[indices][:, indices]
+        inside._cross = None if self._cross is None else self._cross[:, indices]
+        inside._keys = [K[indices] for K in self._keys]
+        inside._residuals = self._residuals
+        inside._n_keys, inside._n_tokens = self._n_keys, self._n_tokens
+        return inside
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """X X^T over all columns, (d_in, d_in), and R K^T, (d_out, d_in)."""
+        gram, cross = self._gram, self._cross
+        if gram is None:
+            gram = _gram(torch.cat([*self._keys, *self._preserved], dim=1))
+        if cross is None:
+            cross = torch.cat(self._residuals, dim=1) @ torch.cat(self._keys, dim=1).T
+        return gram, cross
+
     def solve(self, penalty: QuadraticPenalty) -> LowRankDelta:
         """R K^T (G + X X^T)^-1 as factors of rank at most min(n, d_out, d_in), in float64.
 

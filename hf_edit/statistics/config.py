@@ -24,3 +24,26 @@ class StatisticsConfig(Settings):
     answer_tokens: int = setting(16, "Longest invented answer, in tokens.", at_least=1)
     length: int = setting(64, "Tokens of plain text run together.", at_least=8)
     batch: int = setting(64, "Sequences run at once.", at_least=1)
+
+
+@dataclass(frozen=True)
+class MomentWeights(Settings):
+    """How much each part of the statistics counts in C, the second moment of what must not change."""
+
+    chat_weight: float = setting(
+        3.0, "Weight of the moment of all tokens of chat prompts, the template's own among them.", at_least=0
+    )
+    prompt_weight: float = setting(
+        0.1, "Share of the moment of chat prompts' last tokens that is added to plain text's.", at_least=0
+    )
+    answer_weight: float = setting(0.3, "The same for chat answers' tokens.", at_least=0)
+    ridge: float = setting(1e-4, "Added to the moment's diagonal, relative to its mean eigenvalue.", above=0)
+
+    def moment_weights(self) -> dict[str, float]:
+        """Part -> weight."""
+        return {
+            "text": 1.0,
+            "chat": self.chat_weight,
+            "prompt": self.prompt_weight,
+            "answer": self.answer_weight,
+        }

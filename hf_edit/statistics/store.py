@@ -29,6 +29,9 @@ from hf_edit.statistics.invented import PROCEDURE
 from hf_edit.statistics.moments import SecondMoments
 
 
+CORPUS = "corpus.safetensors"
+
+
 def cache_folder() -> Path:
     """Where hf_edit keeps what it can compute again: $HF_EDIT_CACHE, else ~/.cache/hf_edit."""
     return Path(os.environ.get("HF_EDIT_CACHE") or Path.home() / ".cache" / "hf_edit")
@@ -55,7 +58,7 @@ def obtain_corpus(
     model: EditableModel, prompts: PromptFormat, config: StatisticsConfig, seed: int, progress: Progress
 ) -> Corpus:
     """What statistics are taken over, from the cache if it is there, else written and kept there."""
-    path = recipe_folder(model, prompts, config, seed) / "corpus.safetensors"
+    path = recipe_folder(model, prompts, config, seed) / CORPUS
     if not path.exists():
         corpus = write_corpus(model, prompts, config, seed, progress)
         write(corpus.tensors(), {"source": corpus.source}, path)
@@ -114,7 +117,7 @@ def stored(model: EditableModel) -> list[Stored]:
         StatisticsError: a file is damaged.
     """
     layers = {f"{linear.name}.safetensors": linear.layer for linear in model.linears}
-    paths = [path for path in _base_folder(model).glob("*/*.safetensors") if path.name in layers]
+    paths = [path for path in base_folder(model).glob("*/*.safetensors") if path.name in layers]
     entries = []
     for path in sorted(paths, key=lambda path: (path.parent, layers[path.name])):
         with opened(path) as file:
@@ -129,7 +132,8 @@ def _entry(path: Path, file: Any) -> Stored:
     return Stored(path, path.name.removesuffix(".safetensors"), metadata["source"], tokens)
 
 
-def _base_folder(model: EditableModel) -> Path:
+def base_folder(model: EditableModel) -> Path:
+    """Where the statistics of what this model computes lie, a folder for each recipe."""
     return cache_folder() / "statistics" / running_fingerprint(model.model)[:16]
 
 
@@ -138,7 +142,7 @@ def recipe_folder(model: EditableModel, prompts: PromptFormat, config: Statistic
     model_type = model.model.config.model_type  # equal weights in another architecture give other keys
     parts = [PROCEDURE, model_type, config.to_json(), seed, _text_digest(config.text), prompts.fingerprint()]
     recipe = json.dumps(parts, sort_keys=True)
-    return _base_folder(model) / hashlib.sha256(recipe.encode()).hexdigest()[:16]
+    return base_folder(model) / hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
 
 def _text_digest(text: str) -> str:

@@ -16,6 +16,7 @@ from hf_edit.models.editable import EditableModel
 from hf_edit.packs.pack import EditPack
 from hf_edit.prompting import PromptFormat
 from hf_edit.solvers.low_rank import LowRankDelta
+from hf_edit.solvers.support import on_columns
 from tests.tiny import VOCAB, tiny_tokenizer
 
 
@@ -38,6 +39,19 @@ def random_deltas(model: PreTrainedModel, ranks: Sequence[int], size: float = 0.
         weight = model.get_submodule(linear.name).weight
         scale = size * float(weight.detach().float().norm() / (B @ A).norm())
         deltas[linear.name] = LowRankDelta(B * scale, A)
+    return deltas
+
+
+def sparse_deltas(model: PreTrainedModel, counts: Sequence[int], size: float = 0.3, seed: int = 0):
+    """name -> delta for the MLP output maps of the first blocks, of so many of its columns each."""
+    generator = torch.Generator().manual_seed(seed)
+    deltas = {}
+    for linear, count in zip(EditableModel.of(model).linears, counts, strict=False):
+        columns = torch.randperm(linear.d_in, generator=generator)[:count].sort().values
+        values = torch.randn(linear.d_out, count, generator=generator)
+        weight = model.get_submodule(linear.name).weight
+        scale = size * float(weight.detach().float().norm() / values.norm())
+        deltas[linear.name] = on_columns(values * scale, columns, linear.d_in)
     return deltas
 
 

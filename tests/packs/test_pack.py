@@ -27,7 +27,7 @@ from hf_edit.packs.contents import ADAPTER, CONFIG, EDITS, EVALUATION, FILES, MA
 from hf_edit.packs.manifest import LAYOUTS, sha256
 from hf_edit.packs.pack import EditPack
 from hf_edit.solvers.low_rank import LowRankDelta
-from tests.packs.make import make_pack, random_deltas, same_pack
+from tests.packs.make import make_pack, random_deltas, same_pack, sparse_deltas
 from tests.tiny import FAMILIES, tiny_model
 
 
@@ -60,8 +60,8 @@ def test_options(layout: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PackError, match="'sparse'.*portable, compact, bf16"):
-        make_pack(tiny_model()).save_pretrained(tmp_path / "pack", layout="sparse")
+    with pytest.raises(PackError, match="'sideways'.*portable, compact, bf16"):
+        make_pack(tiny_model()).save_pretrained(tmp_path / "pack", layout="sideways")
     assert not (tmp_path / "pack").exists()
 
 
@@ -87,8 +87,10 @@ def test_the_folder_of_a_local_base_is_kept_out_of_manifest_and_card(tmp_path: P
 
 def save_in_every_layout(path: Path) -> None:
     for family in ("llama", "gpt2"):
-        for layout in LAYOUTS:
-            make_pack(tiny_model(family), seed=3).save_pretrained(path / f"{family}-{layout}", layout=layout)
+        model = tiny_model(family)
+        for layout in LAYOUTS:  # the deltas are such as every layout takes
+            pack = make_pack(model, deltas=sparse_deltas(model, (2, 7, 3)), seed=3).with_all_layers(model)
+            pack.save_pretrained(path / f"{family}-{layout}", layout=layout)
 
 
 def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "there")], env=environment, check=True)
     save_in_every_layout(tmp_path / "here")
     names = sorted(os.listdir(tmp_path / "here"))
-    assert len(names) == 6
+    assert len(names) == 2 * len(LAYOUTS)
     for name in names:
         assert saved(tmp_path / "here" / name) == saved(tmp_path / "there" / name)
 
@@ -368,9 +370,9 @@ def test_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         asked.update(options, repo_id=repo_id)
         return str(snapshot)
 
-    monkeypatch.setattr("hf_edit.packs.locate.snapshot_download", download)
+    monkeypatch.setattr("hf_edit.hub.fetch.snapshot_download", download)
     read = EditPack.from_pretrained("me/pack", revision="v1", subfolder="sub", token="t", cache_dir=tmp_path)
     assert same_pack(read, pack)
     patterns = asked.pop("allow_patterns")
     assert asked == {"repo_id": "me/pack", "revision": "v1", "token": "t", "cache_dir": tmp_path}
-    assert patterns == [f"sub/{name}" for name in FILES]
+    assert patterns == [f"sub/{name}" for name in (*FILES, "*.sig")]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_edit.errors import PackError
-from hf_edit.packs.strict_json import dumps, loads, parse
+from hf_edit.packs.strict_json import MAX_DEPTH, dumps, loads, parse
 
 
 @dataclass(frozen=True)
@@ -89,3 +89,10 @@ def test_dataclasses_are_the_schema() -> None:
 def test_a_field_of_the_wrong_type_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(PackError, match=message):
         parse(Outer, {**GOOD, **changes}, "x")
+
+
+def test_brackets_inside_brackets_are_bounded() -> None:
+    inner = MAX_DEPTH - 1  # the object itself is one
+    assert loads(b'{"a": ' + b"[" * inner + b"]" * inner + b"}", "x.json")
+    with pytest.raises(PackError, match=f"more than {MAX_DEPTH} brackets"):
+        loads(b'{"a": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}", "x.json")

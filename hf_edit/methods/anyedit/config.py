@@ -8,6 +8,7 @@ from typing import Any
 from hf_edit.errors import ConfigError
 from hf_edit.methods.anyedit.chunks import CHUNKERS
 from hf_edit.methods.anyedit.unke_config import UnKESettings
+from hf_edit.methods.joining.config import JoinSettings
 from hf_edit.methods.polish.config import PolishSettings
 from hf_edit.settings import Settings, setting
 from hf_edit.statistics.config import StatisticsConfig
@@ -101,6 +102,10 @@ class AnyEditConfig(Settings):
     ridge: float = setting(1e-4, "Added to the moment's diagonal, relative to its mean eigenvalue. [0]", at_least=0)
     unke: UnKESettings = setting(UnKESettings, "unke: how the block is trained.")
     direct: PolishSettings = setting(PolishSettings, "direct: how the update is optimised.")
+    together: bool = setting(
+        False, "direct: optimise one update for all edits, instead of one for each that a solve then joins."
+    )
+    join: JoinSettings = setting(JoinSettings, "direct: how edits that were optimised apart are joined.")
     statistics: StatisticsConfig = setting(StatisticsConfig, "Where second moments come from.")
     seed: int = setting(0, "Seed of everything random.", at_least=0)
 
@@ -133,7 +138,7 @@ class AnyEditConfig(Settings):
 
     def _check_direct(self) -> None:
         """Refuse settings that say how targets are found or solved for, where there are none."""
-        used = {"backend", "format", "layers", "direct", "statistics", "seed"}
+        used = {"backend", "format", "layers", "direct", "together", "join", "statistics", "seed"}
         given = [f.name for f in fields(AnyEditConfig) if f.name not in used and getattr(self, f.name) != _default(f)]
         if given:
             raise ConfigError(

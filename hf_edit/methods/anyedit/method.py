@@ -21,6 +21,7 @@ from hf_edit.methods.anyedit.update import solver, spread_update
 from hf_edit.methods.base import Checkpoints, EditResult, Preservation
 from hf_edit.methods.checkpoints import key_of
 from hf_edit.methods.layers import mlp_outputs
+from hf_edit.methods.polish.apart import polished_apart
 from hf_edit.methods.polish.config import PolishSettings
 from hf_edit.methods.polish.method import polished, polished_linears
 from hf_edit.models.editable import EditableLinear, EditableModel
@@ -62,7 +63,20 @@ class AnyEdit:
         """Teach `edits` jointly: targets per edit and chunk, then one update for all of them."""
         config = self.config
         if config.backend == "direct":
-            return polished(model, prompts, edits, preserve, self._direct(), config.seed, checkpoints, progress)
+            if config.together:
+                return polished(model, prompts, edits, preserve, self._direct(), config.seed, checkpoints, progress)
+            return polished_apart(
+                model,
+                prompts,
+                edits,
+                preserve,
+                self._direct(),
+                config.join,
+                config.to_json(),
+                config.seed,
+                checkpoints,
+                progress,
+            )
         edited = self._edited(model)
         second_moments = None if config.backend == "unke" else preserve.moments(edited)
         encoded = [prompts.encode(edit.prompt, edit.target) for edit in edits]

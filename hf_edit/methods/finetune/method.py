@@ -65,4 +65,4 @@ class Finetune:
         factors = LoraFactors(linears, config.rank, dtype, torch.Generator().manual_seed(config.seed))
         teacher = Teacher(model, [known, preserve.earlier], first)
         trained = train(model, first, trainees, factors, teacher, config.training, config.seed, checkpoints, progress)
-        return result_of(edits, trained, factors)
+        return result_of(edits, trained, factors.detached())

@@ -8,6 +8,10 @@ from hf_edit.settings import Settings, setting
 from hf_edit.statistics.config import StatisticsConfig
 
 
+SPREAD_OVER = 5
+"""Blocks that share a target by default."""
+
+
 @dataclass(frozen=True)
 class ShortFactConfig(Settings):
     """What MEMIT and AlphaEdit share: facts about a subject, keyed at the last token of the subject.
@@ -21,7 +25,7 @@ class ShortFactConfig(Settings):
     )
     layers: tuple[int, ...] | None = setting(
         None,
-        "Blocks whose MLP output is edited, ascending; none: the one at half the depth. [five, a quarter up]",
+        "Blocks whose MLP output is edited, ascending; none: five from a fifth of the depth on. [five, a quarter up]",
         ascending=True,
     )
     without_subject: str = setting(
@@ -55,9 +59,16 @@ class ShortFactConfig(Settings):
     statistics: StatisticsConfig = setting(StatisticsConfig, "Where second moments come from.")
     seed: int = setting(0, "Seed of everything random.", at_least=0)
 
-    def layers_of(self, n_layers: int) -> tuple[int, ...]:
-        """The edited layers of a model of that depth."""
-        return self.layers if self.layers is not None else (n_layers // 2,)
+    def layers_of(self, n_layers: int, *, spread: bool) -> tuple[int, ...]:
+        """The edited layers of a model of that depth.
+
+        Args:
+            spread: whether a target can be spread over layers there; else the last of the default ones is edited.
+        """
+        if self.layers is not None:
+            return self.layers
+        last = min(n_layers - 1, n_layers // 5 + SPREAD_OVER - 1)
+        return tuple(range(max(0, last - SPREAD_OVER + 1), last + 1)) if spread else (last,)
 
     def moment_weights(self) -> dict[str, float]:
         """Weight of each part of the statistics in the second moment C."""

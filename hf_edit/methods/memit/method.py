@@ -46,7 +46,7 @@ class ShortFacts(ABC, Generic[Config]):
 
     def linears(self, model: EditableModel) -> list[EditableLinear]:
         """The maps that will be edited; ConfigError for layers that the model does not have or that cannot share."""
-        return mlp_outputs(model, self.config.layers_of(model.n_layers))
+        return mlp_outputs(model, self.config.layers_of(model.n_layers, spread=model.writes_residual))
 
     def compute(
         self,

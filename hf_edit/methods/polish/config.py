@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_edit.methods.training.loop import TrainingConfig
-from hf_edit.settings import Settings, setting
-from hf_edit.statistics.config import StatisticsConfig
+from hf_edit.settings import setting
+from hf_edit.statistics.config import MomentWeights, StatisticsConfig
 
 
 @dataclass(frozen=True)
-class PolishSettings(Settings):
+class PolishSettings(MomentWeights):
     """The update of a few blocks' MLP outputs, trained in coordinates whitened by what must not change."""
 
     layers: tuple[int, ...] | None = setting(
@@ -30,14 +30,6 @@ class PolishSettings(Settings):
     wording_weight: float = setting(0.5, "Weight of a rewrite's loss, and of the chance that it is drawn.", above=0)
     train_paraphrases: bool = setting(
         False, "Train the paraphrases that come with an edit too; they are then no test of it any more."
-    )
-    prompt_weight: float = setting(
-        0.1, "Share of the moment of chat prompts' last tokens that is added to plain text's.", at_least=0
-    )
-    answer_weight: float = setting(0.3, "The same for chat answers' tokens.", at_least=0)
-    ridge: float = setting(1e-4, "Added to the moment's diagonal, relative to its mean eigenvalue.", above=0)
-    chat_weight: float = setting(
-        3.0, "Weight of the moment of all tokens of chat prompts, the template's own among them.", at_least=0
     )
     stranger_weight: float = setting(
         0.3, "Weight of the moment of strangers' answers: questions that begin like an edit's.", at_least=0

@@ -9,19 +9,19 @@ keys; and the base's own answers to other questions are held by a divergence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from hf_edit.edits import EditSet
 from hf_edit.methods.base import Checkpoints, EditResult, Preservation
-from hf_edit.methods.layers import mlp_outputs
+from hf_edit.methods.layers import default_rank, mlp_outputs
 from hf_edit.methods.polish.config import PolishConfig, PolishSettings
 from hf_edit.methods.training.factors import KeyBasisFactors
-from hf_edit.methods.training.loop import Trainee, train
+from hf_edit.methods.training.loop import Trained, Trainee, train
 from hf_edit.methods.training.outcome import result_of
-from hf_edit.methods.training.teacher import Teacher, answered
+from hf_edit.methods.training.teacher import Known, Teacher, answered
 from hf_edit.methods.training.texts import inputs_along, moments_over, prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress
@@ -75,13 +75,8 @@ def polished_linears(
     layers = settings.layers
     if layers is None:
         layers = tuple(sorted({round(depth * model.n_layers) for depth in DEPTHS} & set(range(model.n_layers))))
-    wanted = {linear.name for linear in mlp_outputs(model, layers, together=False)} | set(start or {})
-    every = {
-        linear.name: linear
-        for layer, mlp_output in enumerate(model.linears)
-        for linear in (mlp_output, *model.block_linears(layer))  # other methods change more than MLP outputs
-    }
-    return [linear for name, linear in every.items() if name in wanted]
+    chosen = {linear.name for linear in mlp_outputs(model, layers, together=False)}
+    return model.linears_named(chosen | set(start or {}))
 
 
 def polished(
@@ -95,7 +90,7 @@ def polished(
     progress: Progress,
     start: Mapping[str, LowRankDelta] | None = None,
 ) -> EditResult:
-    """The optimised update.
+    """The optimised update of all edits together.
 
     Args:
         start: an update to begin with, of the same model; none: zero.
@@ -103,57 +98,75 @@ def polished(
     Warns:
         HfEditWarning: names the edits that are not answered as asked when the steps are used up.
     """
-    linears = polished_linears(model, settings, start)
-    first = linears[0].layer
-    trainees = _trainees(model, prompts, edits, settings, seed, first)
-    asked = preserve.strangers(edits, settings.strangers) if settings.strangers else ()
-    talks = answered(preserve.conversations())[: settings.conversations]
-    moments = _second_moments(model, linears, preserve, settings, asked, first)
-    keys = {linear.name: Keys(linear.d_in) for linear in linears}
-    for _, inputs in inputs_along(model, linears, [trainee.text for trainee in trainees], first):
-        for name, k in inputs.items():
-            keys[name].add(k.T)
-    dtype = torch.promote_types(model.dtype, torch.float32)
-    rank = settings.rank or default_rank(len(edits))
-    bases, coordinates = {}, {}
-    for linear in linears:
-        L = penalty(moments[linear.name], 1.0, settings.ridge).factor
-        A, B = _coordinates(
-            keys[linear.name], L, min(rank, linear.d_out), (start or {}).get(linear.name), linear.d_out
+    polishing = Polishing(model, prompts, preserve, settings, seed, start)
+    factors, trained = polishing.optimised(edits, checkpoints, progress)
+    return result_of(edits, trained, factors.detached())
+
+
+class Polishing:
+    """What is the same whichever edits are polished: the linears, what must not change, what the base says.
+
+    Args: as for `polished`.
+    """
+
+    def __init__(
+        self,
+        model: EditableModel,
+        prompts: PromptFormat,
+        preserve: Preservation,
+        settings: PolishSettings,
+        seed: int,
+        start: Mapping[str, LowRankDelta] | None = None,
+    ) -> None:
+        self.linears = polished_linears(model, settings, start)
+        self.first = self.linears[0].layer
+        self._model, self._prompts, self._preserve = model, prompts, preserve
+        self._settings, self._seed, self._start = settings, seed, start or {}
+        self._talks = answered(preserve.conversations())[: settings.conversations]
+        self._heard: dict[Encoded, Known] = {}
+        self._moments = self._second_moments()
+
+    def optimised(
+        self, edits: EditSet, checkpoints: Checkpoints, progress: Progress
+    ) -> tuple[KeyBasisFactors, Trained]:
+        """The update of these edits, and how its training ended."""
+        model, settings, first = self._model, self._settings, self.first
+        trainees = _trainees(model, self._prompts, edits, settings, self._seed, first)
+        asked = self._preserve.strangers(edits, settings.strangers) if settings.strangers else ()
+        strange = moments_over(model, self.linears, prepared(model, asked, first), first, answers=True)
+        keys = {linear.name: Keys(linear.d_in) for linear in self.linears}
+        for _, inputs in inputs_along(model, self.linears, [trainee.text for trainee in trainees], first):
+            for name, k in inputs.items():
+                keys[name].add(k.T)
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        rank = settings.rank or default_rank(len(edits))
+        bases, coordinates = {}, {}
+        for linear in self.linears:
+            name, C = linear.name, self._moments[linear.name]
+            if name in strange:
+                C = C + settings.stranger_weight * strange[name]
+            L = penalty(C, 1.0, settings.ridge).factor
+            A, B = _coordinates(keys[name], L, min(rank, linear.d_out), self._start.get(name), linear.d_out)
+            bases[name], coordinates[name] = A.to(dtype), B.to(dtype)
+        factors = KeyBasisFactors(bases, coordinates)
+        teacher = Teacher(model, [self._talks, [*asked, *self._preserve.earlier]], first, self._heard)
+        config = settings.training
+        return factors, train(model, first, trainees, factors, teacher, config, self._seed, checkpoints, progress)
+
+    def _second_moments(self) -> dict[str, Tensor]:
+        """Linear name -> C without strangers, (d_in, d_in) float64: what an update of this linear must not move."""
+        model, settings = self._model, self._settings
+        moments = self._preserve.moments(self.linears)
+        collected = moments.collected(settings.moment_weights())
+        earlier = moments_over(
+            model, self.linears, prepared(model, self._preserve.earlier, self.first), self.first, answers=False
         )
-        bases[linear.name], coordinates[linear.name] = A.to(dtype), B.to(dtype)
-    factors = KeyBasisFactors(bases, coordinates)
-    teacher = Teacher(model, [talks, [*asked, *preserve.earlier]], first)
-    trained = train(model, first, trainees, factors, teacher, settings.training, seed, checkpoints, progress)
-    return result_of(edits, trained, factors)
-
-
-def _second_moments(
-    model: EditableModel,
-    linears: Sequence[EditableLinear],
-    preserve: Preservation,
-    settings: PolishSettings,
-    strangers: Sequence[Encoded],
-    first: int,
-) -> dict[str, Tensor]:
-    """Linear name -> C, (d_in, d_in) float64: what an update of this linear must not move."""
-    moments = preserve.moments(linears)
-    weights = {
-        "text": 1.0,
-        "chat": settings.chat_weight,
-        "prompt": settings.prompt_weight,
-        "answer": settings.answer_weight,
-    }
-    collected = moments.collected(weights)
-    total = {linear.name: moments.combined(linear.name, collected).to(model.device) for linear in linears}
-    for weight, encoded, answers in (
-        (settings.stranger_weight, strangers, True),
-        (settings.earlier_weight, preserve.earlier, False),
-    ):
-        texts = prepared(model, encoded, first)
-        for name, moment in moments_over(model, linears, texts, first, answers=answers).items():
-            total[name] += weight * moment
-    return total
+        total = {}
+        for linear in self.linears:
+            total[linear.name] = moments.combined(linear.name, collected).to(model.device)
+            if linear.name in earlier:
+                total[linear.name] += settings.earlier_weight * earlier[linear.name]
+        return total
 
 
 def _coordinates(keys: Keys, L: Tensor, rank: int, start: LowRankDelta | None, d_out: int) -> tuple[Tensor, Tensor]:
@@ -168,11 +181,6 @@ def _coordinates(keys: Keys, L: Tensor, rank: int, start: LowRankDelta | None, d
     start = start.to(torch.float64, L.device)
     A = key_basis(keys, L, rank, fixed=start.A)
     return A, start.B @ (start.A @ L @ (A @ L).T)  # A C A^T = I, so dW = B A has B = dW C A^T
-
-
-def default_rank(n_edits: int) -> int:
-    """32 for each edit up to 256 in all; beyond 64 edits 4 for each."""
-    return max(min(32 * n_edits, 256), 4 * n_edits)
 
 
 def _trainees(

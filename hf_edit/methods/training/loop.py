@@ -19,6 +19,7 @@ from hf_edit.methods.training.texts import Batch, Text, answer_logits
 from hf_edit.models.editable import EditableModel, check_finite
 from hf_edit.progress import Progress
 from hf_edit.settings import Settings, setting
+from hf_edit.solvers.low_rank import LowRankDelta
 
 
 FORGOTTEN = 0.005
@@ -122,7 +123,7 @@ def train(
             group["lr"] = config.learning_rate * min(1.0, step / WARM_UP)
         optimiser.zero_grad()
         drawn = torch.multinomial(state.chances(), drawn_at_once, generator=generator).tolist()
-        losses, right = _answered(model, first, [trainees[i].text for i in drawn], factors)
+        losses, right = answers(model, first, [trainees[i].text for i in drawn], factors.deltas())
         check_finite(losses, f"The loss of step {step}")
         state.note(drawn, losses, right)
         weights = losses.new_tensor([trainees[i].weight for i in drawn])
@@ -171,12 +172,17 @@ class _State:
         return all(self.right[i] and self.losses[i] < stop_loss for i in self.judged)
 
 
-def _answered(model: EditableModel, first: int, texts: Sequence[Text], factors: Factors) -> tuple[Tensor, Tensor]:
-    """Per text the mean loss over the answer's tokens, (B,), and whether all are the likeliest, (B,)."""
+def answers(
+    model: EditableModel, first: int, texts: Sequence[Text], deltas: Mapping[str, LowRankDelta]
+) -> tuple[Tensor, Tensor]:
+    """Per text the mean loss over the answer's tokens, (B,), and whether all are the likeliest, (B,).
+
+    Differentiable with respect to the update.
+    """
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for group in alike_in_length([len(text.ids) for text in texts]):
         batch = Batch.of([texts[i] for i in group])
-        with model.updated(factors.deltas()):
+        with model.updated(deltas):
             logits = answer_logits(model, batch, first)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = batch.mean_per_text(F.cross_entropy(logits, batch.labels, reduction="none"))
@@ -207,7 +213,7 @@ def _confirmed(
 ) -> bool:
     """Ask every judged text anew, since the update has moved since most of them were drawn."""
     for part in batched(state.judged, config.batch):
-        losses, right = _answered(model, first, [trainees[i].text for i in part], factors)
+        losses, right = answers(model, first, [trainees[i].text for i in part], factors.deltas())
         state.note(part, losses, right)
     return state.done(config.stop_loss)
 
@@ -228,7 +234,7 @@ def _shrunk(
         factors.scale(smaller / scale)
         seen: list[tuple[Sequence[int], Tensor, Tensor]] = []
         for part in batched(kept, SHRINK_BATCH):
-            losses, right = _answered(model, first, [trainees[i].text for i in part], factors)
+            losses, right = answers(model, first, [trainees[i].text for i in part], factors.deltas())
             if not right.all() or losses.max() > SHRINK_LOSS * config.stop_loss:
                 factors.scale(scale / smaller)
                 return scale

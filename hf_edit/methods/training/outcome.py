@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 
 from hf_edit.edits import EditSet
 from hf_edit.errors import HfEditWarning
 from hf_edit.methods.base import EditResult
-from hf_edit.methods.training.factors import Factors
 from hf_edit.methods.training.loop import Trained
+from hf_edit.solvers.low_rank import LowRankDelta
 
 
-def result_of(edits: EditSet, trained: Trained, factors: Factors) -> EditResult:
+def result_of(edits: EditSet, trained: Trained, deltas: Mapping[str, LowRankDelta]) -> EditResult:
     """The trained update, with each edit's final loss per answer token and whether greedy decoding gives its answer.
 
     Warns:
@@ -29,4 +30,4 @@ def result_of(edits: EditSet, trained: Trained, factors: Factors) -> EditResult:
             HfEditWarning,
             stacklevel=3,
         )
-    return EditResult(factors.detached(), None, receipt)
+    return EditResult(deltas, None, receipt)

@@ -30,13 +30,20 @@ class Teacher:
         model: the base; nothing may be attached to it when a text is new.
         pools: questions with the base's own answers, by kind, from which is drawn in turn.
         first: the lowest edited block.
+        heard: what was learned of texts so far, which teachers of one model and first block may share.
     """
 
-    def __init__(self, model: EditableModel, pools: Sequence[Sequence[Encoded]], first: int) -> None:
+    def __init__(
+        self,
+        model: EditableModel,
+        pools: Sequence[Sequence[Encoded]],
+        first: int,
+        heard: dict[Encoded, Known] | None = None,
+    ) -> None:
         self.encoded = [encoded for pool in pools for encoded in pool]
         self._sizes = [len(pool) for pool in pools if pool]
         self._model, self._first = model, first
-        self._known: dict[int, Known] = {}
+        self._known = {} if heard is None else heard
 
     def drawn(self, count: int, generator: torch.Generator) -> list[Known]:
         """Up to `count` texts, none twice, from the pools in turn, beginning with any."""
@@ -49,17 +56,17 @@ class Teacher:
         for i in range(turn, turn + count):
             pool, place = i % len(self._sizes), (i - turn) // len(self._sizes)
             if place < len(orders[pool]):
-                found.append(self._heard(begins[pool] + orders[pool][place]))
+                found.append(self._heard(self.encoded[begins[pool] + orders[pool][place]]))
         return found
 
     @torch.no_grad()
-    def _heard(self, index: int) -> Known:
-        if index not in self._known:
-            (text,) = prepared(self._model, [self.encoded[index]], self._first)
+    def _heard(self, encoded: Encoded) -> Known:
+        if encoded not in self._known:
+            (text,) = prepared(self._model, [encoded], self._first)
             logits = answer_logits(self._model, Batch.of([text]), self._first)
             likeliest = logits.float().log_softmax(-1).topk(min(LIKELIEST, logits.shape[-1]), dim=-1)
-            self._known[index] = Known(text, likeliest.values, likeliest.indices)
-        return self._known[index]
+            self._known[encoded] = Known(text, likeliest.values, likeliest.indices)
+        return self._known[encoded]
 
 
 @dataclass(frozen=True, eq=False)

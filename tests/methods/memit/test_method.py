@@ -163,9 +163,12 @@ def test_settings_choose_the_method(config: type[ShortFactConfig]) -> None:
     assert config.from_mapping(config(layers=(1, 2)).to_json()) == config(layers=(1, 2))
 
 
-def test_the_default_layer_follows_the_depth() -> None:
-    view = EditableModel.of(tiny_model())
-    assert [linear.layer for linear in method_for(MemitConfig()).linears(view)] == [2]
+def test_the_default_layers_follow_the_depth() -> None:
+    assert MemitConfig().layers_of(30, spread=True) == (6, 7, 8, 9, 10)
+    assert MemitConfig().layers_of(30, spread=False) == (10,)
+    for family, expected in (("llama", [0, 1, 2, 3]), ("gemma2", [3])):  # gemma: a norm stands between
+        view = EditableModel.of(tiny_model(family))
+        assert [linear.layer for linear in method_for(MemitConfig()).linears(view)] == expected
 
 
 @pytest.mark.parametrize("layers", [(), (1, 1), (2, 1)])

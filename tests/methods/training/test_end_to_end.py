@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import torch
 
 import hf_edit
 from hf_edit import AnyEditConfig, EditPack
+from hf_edit.compose.config import CombineConfig
 from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import BaseMismatchError, HfEditWarning
 from hf_edit.methods.anyedit.config import UnKEConfig
 from hf_edit.methods.anyedit.unke_config import UnKESettings
 from hf_edit.methods.finetune.config import FinetuneConfig, FinetuneTraining
+from hf_edit.methods.joining.config import JoinSettings
 from hf_edit.methods.memit.config import MemitConfig
+from hf_edit.methods.polish import method as polish_method
 from hf_edit.methods.polish.config import PolishConfig, PolishSettings
 from hf_edit.methods.training.loop import TrainingConfig
 from hf_edit.models.editable import EditableModel
@@ -44,7 +48,10 @@ CONFIGS: dict[str, Any] = {
     "polish": PolishConfig(statistics=STATISTICS, **POLISH),
     "finetune": FinetuneConfig(rank=4, training=FinetuneTraining(**SHORT), statistics=STATISTICS),
     "anyedit": AnyEditConfig(
-        backend="direct", direct=PolishSettings(**{**POLISH, "strangers": 2}), statistics=STATISTICS
+        backend="direct",
+        direct=PolishSettings(**{**POLISH, "strangers": 2}),
+        join=JoinSettings(rank=4, preservation=0.1),
+        statistics=STATISTICS,
     ),
 }
 EDITS = EditSet(
@@ -73,7 +80,8 @@ def test_from_edits_to_a_pack(name: str, tmp_path: Path) -> None:
     pack = hf_edit.edit(model, tiny_tokenizer(), EDITS, config)
     assert changed(before, snapshot(model)) == []
     assert pack.manifest.method.name == name and type(config).from_mapping(pack.manifest.method.config) == config
-    assert pack.edits == EDITS and pack.source is None and pack.manifest.receipt.keys() == {"play", "capital"}
+    assert pack.edits == EDITS and pack.manifest.receipt.keys() == {"play", "capital"}
+    assert (pack.source is not None) == (name == "anyedit")
     assert all(delta.rank <= 4 and delta.norm() > 0.01 for delta in pack.deltas.values())
 
     pack.save_pretrained(tmp_path / "pack")
@@ -88,11 +96,57 @@ def test_from_edits_to_a_pack(name: str, tmp_path: Path) -> None:
     assert (logits(model) - expected).abs().max() <= 2e-5
 
 
-def test_direct_is_polish_and_layers_are_named_once() -> None:
+def test_direct_is_polish_together_or_for_one_and_layers_are_named_once() -> None:
     polish = PolishConfig(**{**POLISH, "strangers": 2}, statistics=STATISTICS)
-    assert same_deltas(edited(CONFIGS["anyedit"]), edited(polish))
+    together = replace(CONFIGS["anyedit"], together=True)
+    assert same_deltas(edited(together), edited(polish)) and edited(together).source is None
+    assert same_deltas(edited(CONFIGS["anyedit"], EDITS[:1]), edited(polish, EDITS[:1]))
     direct = AnyEditConfig(backend="direct", layers=(1,), direct=PolishSettings(**POLISH), statistics=STATISTICS)
     assert list(edited(direct).deltas) == ["model.layers.1.mlp.down_proj"]
+
+
+def test_a_pack_of_two_is_the_stack_of_two_packs_of_one() -> None:
+    join = JoinSettings(rank=32, preservation=0.1)
+    config = replace(CONFIGS["anyedit"], join=join)
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    both, *parts = (hf_edit.edit(model, tokenizer, edits, config) for edits in (EDITS, EDITS[:1], EDITS[1:]))
+    same = CombineConfig(rank=32, preservation=0.1, statistics=STATISTICS)
+    stacked = hf_edit.stack(parts[::-1], model=model, tokenizer=tokenizer, config=same)
+    for name, delta in both.deltas.items():
+        assert float((delta.dense() - stacked.deltas[name].dense()).norm()) <= 1e-4 * delta.norm()
+    # what each edit asks of every token of its text is its source
+    for asked in (*both.source, *stacked.source):
+        for wanted in asked.values():
+            assert torch.equal(wanted.positions, torch.arange(len(wanted.values)))
+    assert [part.source for part in parts] == [None, None]
+    for asked, same_asked in zip(both.source, stacked.source[::-1], strict=True):
+        for name, wanted in asked.items():
+            torch.testing.assert_close(wanted.values, same_asked[name].values)
+
+
+def test_a_killed_run_does_not_train_an_edit_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupting:
+        def stage(self, name: str, total: int) -> None:
+            pass
+
+        def step(self, advance: int = 1, **info: float | str) -> None:
+            if "loss" in info:
+                raise KeyboardInterrupt
+
+    config = CONFIGS["anyedit"]
+    with pytest.raises(KeyboardInterrupt):
+        edited(config, progress=Interrupting(), resume_dir=tmp_path)
+    trained: list[int] = []
+    own = polish_method.train
+
+    def train(*args: Any) -> Any:
+        trained.append(len(args[2]))
+        return own(*args)
+
+    monkeypatch.setattr(polish_method, "train", train)
+    resumed = edited(config, resume_dir=tmp_path)
+    assert len(trained) == 1
+    assert same_deltas(resumed, edited(config))
 
 
 @pytest.mark.parametrize("format", ["plain", "qa"])

@@ -1,0 +1,138 @@
+"""Support size against efficacy and locality: a pack solved anew on fewer and fewer columns, beside the pack itself.
+
+Each version is attached, every edit's prompt and paraphrases are asked freely, the divergence on unrelated questions
+and on questions of the same kind is measured, and it is detached. Run it from the root of the checkout after
+`make demo`:
+
+    python benchmarks/sparse.py build/demo/pack --columns 16,32,64,128,256 --ranks 8,16,32,64
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import torch
+from common import BASE, data_folder, environment, mean_interval, unrelated_questions, write
+
+import hf_edit
+from hf_edit import EditPack, SparsifyConfig
+from hf_edit.cli.inputs import read_settings
+from hf_edit.compose.sparsify import moments_for
+from hf_edit.datasets import unke
+from hf_edit.evaluation.answers import greedy_answers
+from hf_edit.evaluation.drift import Reference, drift, perplexity, reference
+from hf_edit.evaluation.scores import exact, rouge_l
+from hf_edit.models.loading import load_model
+from hf_edit.prompting import PromptFormat
+
+
+STRANGERS = range(300, 308)  # UnKE records that are never edited
+PERPLEXITY_TOKENS = 2048
+SPARE_TOKENS = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pack", help="directory or id of the pack")
+    parser.add_argument("--model", default=str(BASE))
+    parser.add_argument("--columns", default="16,32,64,128,256", help="columns of each weight, separated by commas")
+    parser.add_argument("--ranks", default="", help="also truncations to these ranks, best for the outputs")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the solve")
+    parser.add_argument("--name", default="sparse", help="name of the result")
+    arguments = parser.parse_args()
+
+    model, tokenizer = load_model(arguments.model)
+    pack = EditPack.from_pretrained(arguments.pack)
+    config = SparsifyConfig.from_mapping(read_settings(None, arguments.set, {}))
+    prompts = PromptFormat.of(pack.manifest.prompt_format.name, tokenizer)
+    data = data_folder()
+    long_form = unke.read(data / "unke.json")
+    chat = reference(model, prompts, unrelated_questions()[:16])
+    strangers = reference(model, prompts, [long_form[i].prompt for i in STRANGERS])
+    text = (data / "wikitext2_test.txt").read_text(encoding="utf-8")
+    ids = prompts.text_ids(text[: 8 * PERPLEXITY_TOKENS])[:PERPLEXITY_TOKENS]
+    before = perplexity(model, ids)
+
+    rows: list[dict[str, Any]] = []
+
+    def measure(what: str, size: int | None, version: EditPack, layout: str, seconds: float) -> None:
+        name = hf_edit.attach(model, version)
+        row = {
+            "what": what,
+            "size": size,
+            "bytes": _bytes(version, layout),
+            "seconds": seconds,
+            **_answers(model, prompts, version),
+            **_locality(model, chat, strangers),
+            "perplexity_change": perplexity(model, ids) / before - 1,
+        }
+        hf_edit.detach(model, name)
+        rows.append(row)
+        print(*(f"{key}={_short(value)}" for key, value in row.items()), flush=True)
+        write(
+            arguments.name,
+            {
+                "what": "a pack as it is, on few columns and truncated: greedy free generation with natural stop",
+                "pack": {"method": pack.manifest.method.name, "edits": len(pack.edits), "ids": list(pack.edits.ids)},
+                "config": config.to_json(),
+                "perplexity_before": before,
+                "environment": environment(),
+                "rows": rows,
+            },
+        )
+
+    measure("pack", None, pack, "compact", 0.0)
+    started = time.perf_counter()
+    moments = moments_for(pack, model=model, tokenizer=tokenizer, config=config)
+    print(f"statistics: {time.perf_counter() - started:.1f} s", flush=True)
+    for columns in map(int, filter(None, arguments.columns.split(","))):
+        started = time.perf_counter()
+        sparse = hf_edit.sparsify(pack, model=model, tokenizer=tokenizer, columns=columns, config=config)
+        measure("columns", columns, sparse, "sparse", time.perf_counter() - started)
+    for rank in map(int, filter(None, arguments.ranks.split(","))):
+        started = time.perf_counter()
+        smaller, _ = pack.truncated(rank, moments=moments)
+        measure("rank", rank, smaller, "compact", time.perf_counter() - started)
+
+
+def _bytes(pack: EditPack, layout: str) -> int:
+    """Size of the adapter's tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in pack.adapter_state_dict(layout).values())
+
+
+@torch.no_grad()
+def _answers(model: Any, prompts: PromptFormat, pack: EditPack) -> dict[str, Any]:
+    """How many edits are answered as asked, and how near the answers to other wordings come."""
+    asked = [prompt for edit in pack.edits for prompt in (edit.prompt, *edit.paraphrases)]
+    longest = max(len(prompts.encode(edit.prompt, edit.target).answer_ids) for edit in pack.edits)
+    said = iter(greedy_answers(model, prompts, asked, longest + SPARE_TOKENS))
+    right: list[float] = []
+    near: list[float] = []
+    reworded: list[float] = []
+    for edit in pack.edits:
+        answer = next(said)
+        right.append(float(exact(answer, edit.target)))
+        near.append(rouge_l(answer, edit.target))
+        reworded += [rouge_l(next(said), edit.target) for _ in edit.paraphrases]
+    return {
+        "exact": mean_interval(right),
+        "rouge_l": mean_interval(near),
+        "rouge_l_paraphrase": mean_interval(reworded),
+    }
+
+
+def _locality(model: Any, chat: Reference, strangers: Reference) -> dict[str, float]:
+    near, far = drift(model, chat), drift(model, strangers)
+    return {"kl_chat": near.kl, "agreement_chat": near.agreement, "kl_strangers": far.kl}
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return _short(value["mean"]) if value else "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""What the edits of a pack ask of its base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_edit.edits import Edit
+from hf_edit.methods.joining.asked import Asked, asked_by_factors, asked_by_values
+from hf_edit.methods.training.texts import prepared
+from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.packs.pack import EditPack
+from hf_edit.prompting import PromptFormat
+
+
+@dataclass(frozen=True, eq=False)
+class Taught:
+    """An edit of a pack and what the pack asks of the model for it."""
+
+    edit: Edit
+    asked: Asked
+
+
+def taught_by(
+    model: EditableModel, prompts: PromptFormat, pack: EditPack, linears: Sequence[EditableLinear]
+) -> Iterator[Taught]:
+    """What each edit of the pack asks of the linears, one forward of the base for each.
+
+    A joined pack says in its source what every token was to get. Where a pack's source is missing, or names only the
+    few keys that a closed form was solved at, its factors say what it does along the whole text.
+    """
+    first = linears[0].layer
+    deltas = {name: delta.to(device=model.device) for name, delta in pack.deltas.items()}
+    texts = prepared(model, [prompts.encode(edit.prompt, edit.target) for edit in pack.edits], first)
+    for index, (edit, text) in enumerate(zip(pack.edits, texts, strict=True)):
+        told = _told(pack, index, len(text.ids) - 1)
+        if told is not None:
+            yield Taught(edit, asked_by_values(model, text, linears, first, told))
+        else:
+            yield Taught(edit, asked_by_factors(model, text, linears, first, deltas))
+
+
+def _told(pack: EditPack, index: int, length: int) -> dict[str, Tensor] | None:
+    """The values of an edit for all of its tokens, if the pack's source has them for every linear."""
+    said = {} if pack.source is None else pack.source[index]
+    every = torch.arange(length)
+    if set(said) != set(pack.deltas) or not all(torch.equal(kv.positions.cpu(), every) for kv in said.values()):
+        return None
+    return {name: wanted.values for name, wanted in said.items()}

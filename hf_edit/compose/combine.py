@@ -1,0 +1,263 @@
+"""Packs combined and taken apart by solving: `stack` and `revert`.
+
+Every edit is two things per linear: its keys, which are the inputs along its own text, and the values that its pack
+adds to the outputs there. A combined pack is one least-squares solve over the keys and values of all edits, against
+the second moment of everything else; a reverted edit is one whose keys are to get nothing. No step is optimised, and
+the result does not depend on the order or the grouping of the packs, because a combined pack keeps each edit's
+values as its own pack gave them.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_edit.batching import batched
+from hf_edit.compose.asked import Taught, taught_by
+from hf_edit.compose.config import CombineConfig
+from hf_edit.compose.union import left_out, union
+from hf_edit.edits import Edit, EditSet
+from hf_edit.errors import ComposeError, HfEditWarning
+from hf_edit.methods.joining.update import Join
+from hf_edit.models.borrow import borrowed
+from hf_edit.models.editable import EditableModel
+from hf_edit.models.generation import continuations
+from hf_edit.packs.pack import EditPack
+from hf_edit.progress import Progress, Silent
+from hf_edit.prompting import Encoded, PromptFormat
+from hf_edit.solvers.low_rank import LowRankDelta, concatenated
+from hf_edit.statistics.preserved import Preserved
+
+
+DISTURBED = 0.3
+"""Share of what an edit's own pack moves along its text, beyond which other packs' doing there is worth a warning."""
+
+
+def stack(
+    packs: Iterable[EditPack | str | os.PathLike[str]],
+    *,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    mode: Literal["solve", "add"] = "solve",
+    prefer: str | int | None = None,
+    on_conflict: Literal["warn", "error"] = "warn",
+    config: CombineConfig | None = None,
+    progress: Progress | None = None,
+) -> EditPack:
+    """One pack that teaches what several teach.
+
+    Args:
+        packs: packs, their folders or ids on the Hub, of one base and one prompt format.
+        model: their base, without them. Only read.
+        tokenizer: its tokenizer.
+        mode: `solve` gives every edit what its own pack gave it, and is the same in any order and grouping; `add` is
+            the exact sum of the updates, in which packs disturb each other.
+        prefer: whose answer stays where packs answer a question differently, also in other words: `order`: that of
+            the pack given first; `newest`: of the one given last; or of the pack at this place, from 0. The others'
+            are left out of the solve.
+        on_conflict: what becomes of such questions without `prefer`: a warning, or an error. Two answers to the very
+            same prompt are always an error then.
+        config: settings of the solve; none: its defaults.
+        progress: who is told how far it is.
+
+    Returns:
+        A pack whose parents are the given ones. An edit that several of them teach with the same answer is taken once,
+        from the pack that comes first by content; ids that two different edits share get a suffix.
+
+    Raises:
+        PackError, BaseMismatchError: a pack is not sound, or `model` is not its base.
+        ComposeError: no packs, packs of two prompt formats, or two answers to one question.
+
+    Warns:
+        HfEditWarning: questions that the packs answer differently; a sum in which packs disturb each other.
+    """
+    if mode not in ("solve", "add") or on_conflict not in ("warn", "error"):
+        raise ComposeError(
+            f"There is no mode {mode!r} with on_conflict {on_conflict!r}.",
+            "Use mode solve or add, and on_conflict warn or error.",
+        )
+    given = _coerced(packs)
+    for pack in given:
+        pack.verify(model)
+    gone = left_out([pack.edits for pack in given], prefer, on_conflict)
+    if mode == "add" and any(gone):
+        raise ComposeError(
+            "A sum cannot leave edits out, and the packs answer some questions differently.",
+            "Use mode solve, or revert the edits in their packs.",
+        )
+    stacking = _Combination(model, tokenizer, given, config or CombineConfig(), progress or Silent())
+    return stacking.sum() if mode == "add" else stacking.solved(gone)
+
+
+def revert(
+    pack: EditPack,
+    ids: Iterable[str],
+    *,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: CombineConfig | None = None,
+    progress: Progress | None = None,
+) -> EditPack:
+    """The pack without some of its edits: their questions get the base's own answers again, the others stay.
+
+    One solve over all edits, in which the reverted ones' keys, along their texts and along the base's own answers to
+    them, are to get nothing.
+
+    Args:
+        ids: of the edits to take back.
+        model, tokenizer, config, progress: as for `stack`.
+
+    Raises:
+        PackError, BaseMismatchError: the pack is not sound, or `model` is not its base.
+        ComposeError: an id that is not in the pack, or none would be left.
+    """
+    gone = frozenset(ids)
+    unknown = sorted(gone - set(pack.edits.ids))
+    if unknown:
+        raise ComposeError(f"The pack has no edit {unknown[0]!r}.", "`hf-edit inspect` lists the ids of a pack.")
+    if not gone:
+        raise ComposeError("No id to revert was given.", "Name at least one edit of the pack.")
+    if len(gone) == len(pack.edits):
+        raise ComposeError("All edits of the pack would be reverted.", "Detach the pack, or delete it.")
+    pack.verify(model)
+    combination = _Combination(model, tokenizer, [pack], config or CombineConfig(), progress or Silent())
+    return combination.solved(reverted=gone)
+
+
+class _Combination:
+    """What a combination needs of base and packs, looked up once."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        packs: Sequence[EditPack],
+        config: CombineConfig,
+        progress: Progress,
+    ) -> None:
+        self.model, self.packs, self.config, self.progress = model, packs, config, progress
+        self.prompts = PromptFormat.of(_format_of(packs), tokenizer)
+        self.view = EditableModel.of(model)
+        self.linears = self.view.linears_named({name for pack in packs for name in pack.deltas})
+
+    def solved(self, gone: Sequence[frozenset[str]] | None = None, reverted: frozenset[str] = frozenset()) -> EditPack:
+        """The pack of one solve over all edits.
+
+        Args:
+            gone: per pack, ids of edits that take no part.
+            reverted: ids of edits that are to get nothing.
+        """
+        config, view = self.config, self.view
+        with borrowed(view.model):
+            preserve = Preserved(view, self.prompts, config.statistics, config.seed, self.progress)
+            join = Join(view, self.linears, preserve, config)
+            taught = union(self._taught(gone))
+            kept = [one for one in taught if one.edit.id not in reverted]
+            for one in kept:
+                join.add(one.asked)
+            for one in taught:
+                if one.edit.id in reverted:
+                    join.hold(one.asked.keys, config.reverted_weight)
+            questions = [one.edit for one in taught if one.edit.id in reverted]
+            join.hold_along(self._own_answers(questions), config.reverted_weight)
+            self.progress.stage("solve", 1)
+            joined = join.solved()
+            self.progress.step()
+            receipt = {"preservation": joined.preservation, "lost_to_rank": joined.lost_to_rank}
+            return self._pack("revert" if reverted else "stack", kept, joined.deltas, receipt)
+
+    def sum(self) -> EditPack:
+        """The pack of the exact sum."""
+        with borrowed(self.view.model):
+            taught = union(self._taught())
+            deltas = {
+                linear.name: concatenated([p.deltas[linear.name] for p in self.packs if linear.name in p.deltas])
+                for linear in self.linears
+            }
+            disturbance = _disturbance(taught, deltas)
+            return self._pack("stack", taught, deltas, {"disturbance": disturbance})
+
+    def _taught(self, gone: Sequence[frozenset[str]] | None = None) -> list[Taught]:
+        self.progress.stage("keys and values", sum(len(pack.edits) for pack in self.packs))
+        taught = []
+        for i, pack in enumerate(self.packs):
+            for one in taught_by(self.view, self.prompts, pack, self.linears):
+                taught += [] if gone and one.edit.id in gone[i] else [one]
+                self.progress.step()
+        return taught
+
+    def _own_answers(self, edits: Sequence[Edit]) -> list[Encoded]:
+        """The edits' questions with the base's own answers."""
+        own: list[Encoded] = []
+        for part in batched([self.prompts.prompt_ids(edit.prompt) for edit in edits], self.config.statistics.batch):
+            said = continuations(self.view.model, part, self.prompts.stop_ids, self.config.reverted_tokens)
+            own += [Encoded((*row, *answer), len(row)) for row, answer in zip(part, said, strict=True)]
+        return own
+
+    def _pack(
+        self, method: str, taught: Sequence[Taught], deltas: Mapping[str, LowRankDelta], receipt: Mapping[str, Any]
+    ) -> EditPack:
+        return EditPack.build(
+            self.model,
+            deltas=deltas,
+            edits=EditSet(one.edit for one in taught),
+            source=[{name: kv for name, kv in one.asked.source().items() if name in deltas} for one in taught],
+            method=method,
+            config=self.config.to_json(),
+            seed=self.config.seed,
+            prompt_format=self.prompts,
+            receipt=receipt,
+            parents=self.packs,
+        )
+
+
+def _coerced(packs: Iterable[EditPack | str | os.PathLike[str]]) -> list[EditPack]:
+    given = [pack if isinstance(pack, EditPack) else EditPack.from_pretrained(pack) for pack in packs]
+    if not given:
+        raise ComposeError("No pack to stack was given.", "Give at least one.")
+    return given
+
+
+def _format_of(packs: Sequence[EditPack]) -> str:
+    """The prompt format that all packs were taught in."""
+    formats = sorted({pack.manifest.prompt_format.name for pack in packs})
+    if len(formats) > 1:
+        raise ComposeError(
+            f"The packs were taught in the prompt formats {' and '.join(formats)}.",
+            "Stack packs of one format; packs of different formats can be attached side by side.",
+        )
+    return formats[0]
+
+
+def _disturbance(taught: Sequence[Taught], deltas: Mapping[str, LowRankDelta]) -> dict[str, float]:
+    """Edit id -> what a sum adds along the edit's text beyond its own values, relative to these.
+
+    Warns:
+        HfEditWarning: names the worst, where packs disturb each other.
+    """
+    found: dict[str, float] = {}
+    for one in taught:
+        own = beside = 0.0
+        for name, delta in deltas.items():
+            keys = one.asked.keys[name]
+            moved = keys.to(delta.A) @ delta.A.to(keys.device).T @ delta.B.to(keys.device).T  # (T - 1, d_out)
+            values = one.asked.values.get(name, torch.zeros_like(moved))
+            own += float(values.square().sum())
+            beside += float((moved - values).square().sum())
+        found[one.edit.id] = round((beside / own) ** 0.5, 4) if own else 0.0
+    worst = max(found, key=lambda id: found[id])
+    if found[worst] > DISTURBED:
+        warnings.warn(
+            f"Other packs move {sum(share > DISTURBED for share in found.values())} of {len(found)} edits by more "
+            f"than {DISTURBED:.0%} of what their own does, {worst!r} by {found[worst]:.0%}: expect them to be lost "
+            "in the sum. The mode solve keeps them.",
+            HfEditWarning,
+            stacklevel=4,
+        )
+    return found

@@ -1,0 +1,147 @@
+"""Packs into a model's weights for good, and out again bit for bit: `merge` and `unmerge`.
+
+Receipts of one model stand on each other: a merge can be undone while the weights that it changed are as it left them.
+To undo an earlier one of several that share weights, undo the later ones first.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from hf_edit.compose.adapters import check_host, check_unmerged
+from hf_edit.compose.attach import detach
+from hf_edit.compose.merge_plan import Host, MergePlan, Receipt, base_of, check_as_merged, check_weights, loaded
+from hf_edit.compose.merge_report import advice_on
+from hf_edit.compose.merge_sources import Pack
+from hf_edit.compose.merged import linears, remember, remembered, still_merged
+from hf_edit.compose.receipt import Merge, MergeReceipt, coded
+from hf_edit.compose.rounding import MergeLoss, Rounding
+from hf_edit.compose.structure import Structure
+from hf_edit.errors import ComputationError, HfEditWarning
+from hf_edit.progress import Progress, Silent
+
+
+Write = Callable[[Tensor, Tensor], None]
+
+
+def merge(
+    model: Host,
+    packs: Pack | Sequence[Pack],
+    *,
+    rounding: Rounding = "nearest",
+    onto: Receipt | None = None,
+    progress: Progress | None = None,
+) -> MergeReceipt:
+    """Add packs to the weights of a model, so that it needs no adapters for them.
+
+    Several packs are added up and rounded once, to the weights' dtype. Those that are attached are taken off; other
+    adapters stay. The model remembers the receipt, and its `save_pretrained` writes it beside the weights, so that
+    `unmerge` can be called now or in another process. All or nothing, also on Ctrl-C.
+
+    Args:
+        packs: one or several, each a pack, its folder, its id on the Hub, or the name of an attached adapter, which
+            is merged at the strength that it is set to.
+        rounding: `nearest`, or `compensated`, which in a coarse dtype keeps nearly all of a small change of which
+            `nearest` loses much; `merge_report` says how much.
+        onto: the receipt of what is merged into the model already, or the folder or Hub id where it lies. Only for a
+            model that was merged in another process and so does not know it.
+        progress: who is told how far it is.
+
+    Returns:
+        What gives the model back as it was.
+
+    Raises:
+        PackError, BaseMismatchError: a pack is not sound, or the model is not its base.
+        UnsupportedModelError: weights are quantised, offloaded, or shared by two modules.
+        ComposeError: adapters stand in the way, or the pack is merged already.
+        ComputationError: a sum is too large for the weights' dtype.
+    """
+    plan = MergePlan.of(model, packs, rounding, onto)
+    listener = progress or Silent()
+    listener.stage("merge", len(plan.deltas))
+    weights, backup, losses = {}, {}, {}
+    with _all_or_nothing(model) as write:
+        for source in plan.sources:
+            if source.adapter is not None:
+                detach(model, source.adapter)
+        for name, module in linears(plan.base).items():
+            if name in plan.deltas:
+                after, losses[name] = _merged(plan, name, module)
+                key = f"{name}.weight"
+                weights[key], backup[key] = coded(module.weight, after)
+                write(module.weight, after)
+                listener.step()
+        total = MergeLoss.total(losses.values())
+        loss = {"all": total.to_json(), "modules": {name: one.to_json() for name, one in losses.items()}}
+        made = Merge(tuple(source.record() for source in plan.sources), rounding, loss)
+        receipt = MergeReceipt((made,), weights, backup)
+        remember(plan.base, [*plan.receipts, receipt])
+    if advice := advice_on(total, rounding):
+        warnings.warn(advice, HfEditWarning, stacklevel=2)
+    return receipt
+
+
+def unmerge(model: Host, receipt: Receipt, *, progress: Progress | None = None) -> None:
+    """Give a model back the weights that it had before a merge, bit for bit. All or nothing, also on Ctrl-C.
+
+    Args:
+        receipt: what `merge` returned, or the folder or Hub id where the merged model was saved. Of a model into
+            which packs were merged one after the other, the saved receipt undoes all of it.
+        progress: who is told how far it is.
+
+    Raises:
+        PackError: there is no receipt, or it is damaged.
+        BaseMismatchError: the model's weights are not those that the merge left. The model is then as before.
+    """
+    check_host(model)
+    check_unmerged(model)
+    receipt, base = loaded(receipt), base_of(model)
+    check_as_merged([receipt], base, list(receipt.weights))
+    modules = {name.removesuffix(".weight"): name for name in receipt.weights}
+    check_weights(base, modules)
+    listener = progress or Silent()
+    listener.stage("unmerge", len(modules))
+    with _all_or_nothing(model) as write:
+        for module, name in modules.items():
+            weight = linears(base)[module].weight
+            write(weight, receipt.before(name, weight))
+            listener.step()
+        now = {name: record.before for name, record in receipt.weights.items()}
+        remember(base, still_merged(remembered(base), now))
+
+
+def _merged(plan: MergePlan, name: str, module: nn.Linear | Conv1D) -> tuple[Tensor, MergeLoss]:
+    """The weight of a module with its change, as the module stores it, and what is lost."""
+    after, loss = plan.merging(name).rounded()
+    if not torch.isfinite(after).all():
+        raise ComputationError(
+            f"The weight of {name} with its change is beyond the range of {after.dtype}.",
+            "Keep the pack attached, or load the base in bfloat16 or float32.",
+        )
+    return after.T.contiguous() if isinstance(module, Conv1D) else after, loss
+
+
+@contextmanager
+def _all_or_nothing(model: Host) -> Iterator[Write]:
+    """Gives a function that overwrites a weight; whatever fails, modules and weights are as before."""
+    structure, written = Structure(model), []
+
+    def write(weight: Tensor, values: Tensor) -> None:
+        written.append((weight, weight.detach().to("cpu", copy=True)))
+        with torch.no_grad():
+            weight.copy_(values)
+
+    try:
+        yield write
+    except BaseException:
+        structure.restore()
+        with torch.no_grad():
+            for weight, before in written:
+                weight.copy_(before)
+        raise

@@ -1,0 +1,137 @@
+"""What can be merged: packs, wherever they are, and adapters that are attached."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hf_edit.compose.adapters import adapter_configs, adapter_layers, holds
+from hf_edit.compose.receipt import MergedPack
+from hf_edit.errors import ComposeError
+from hf_edit.packs import strict_json
+from hf_edit.packs.manifest import sha256
+from hf_edit.packs.pack import EditPack
+from hf_edit.solvers.low_rank import LowRankDelta, concatenated
+from hf_edit.solvers.support import on_columns
+from hf_edit.sparse.layer import SparseLinear
+
+
+Pack: TypeAlias = str | os.PathLike[str] | EditPack
+_SAME = 0.01
+"""Relative difference up to which an adapter is taken for a pack attached: its factors may be in 16 bits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One thing to merge.
+
+    Args:
+        deltas: full module name -> its change.
+        adapter: the name under which it is attached; None where it is not.
+        pack: None where only the adapter is known.
+    """
+
+    deltas: Mapping[str, LowRankDelta]
+    adapter: str | None
+    pack: EditPack | None
+
+    def record(self) -> MergedPack:
+        """What the receipt says of it."""
+        if self.pack is None:
+            return MergedPack(None, self.adapter, (), None)
+        lineage = self.pack.manifest.lineage()
+        # not of the factors, which differ a little between layouts
+        digest = sha256(strict_json.dumps({**lineage, "receipt": dict(self.pack.manifest.receipt)}))
+        return MergedPack(digest, self.adapter, tuple(edit.to_json() for edit in self.pack.edits), lineage)
+
+
+def sources(model: PreTrainedModel | PeftModel, packs: Pack | Sequence[Pack]) -> list[Source]:
+    """What `packs` names: each the name of an attached adapter, a pack, its folder or its id on the Hub.
+
+    Raises:
+        ComposeError: there are none, one is named twice, or an adapter is of a kind that cannot be merged.
+        PackError: a pack cannot be read.
+    """
+    named = [packs] if isinstance(packs, (str, os.PathLike, EditPack)) else list(packs)
+    if not named:
+        raise ComposeError("There is nothing to merge.", "Name at least one pack.")
+    found = [_source(model, pack) for pack in named]
+    for attribute, what in (("adapter", "adapter"), ("pack", "pack")):
+        given = [getattr(source, attribute) for source in found if getattr(source, attribute) is not None]
+        if len({id(one) if isinstance(one, EditPack) else one for one in given}) < len(given):
+            raise ComposeError(f"The same {what} is given twice.", "Name each once.")
+    return found
+
+
+def joint_deltas(found: Sequence[Source]) -> dict[str, LowRankDelta]:
+    """Full module name -> the sum of the changes."""
+    modules = sorted({module for source in found for module in source.deltas})
+    return {m: concatenated([source.deltas[m] for source in found if m in source.deltas]) for m in modules}
+
+
+def _source(model: PreTrainedModel | PeftModel, named: Pack) -> Source:
+    if isinstance(named, str) and named in adapter_configs(model):
+        attached = _attached(model, named)
+        return Source({m: _scaled(delta, scale) for m, (delta, scale) in attached.items()}, named, None)
+    pack = named if isinstance(named, EditPack) else EditPack.from_pretrained(named)
+    for adapter in adapter_configs(model):
+        attached = _attached(model, adapter, strict=False)
+        if _same(pack.deltas, {module: delta for module, (delta, _) in attached.items()}):
+            deltas = {module: _scaled(delta, attached[module][1]) for module, delta in pack.deltas.items()}
+            return Source(deltas, adapter, pack)
+    return Source(pack.deltas, None, pack)
+
+
+def _attached(model: nn.Module, name: str, strict: bool = True) -> dict[str, tuple[LowRankDelta, float]]:
+    """Full module name -> an adapter's change and what it is multiplied with; empty if not `strict` and no such.
+
+    Raises:
+        ComposeError: the adapter is not a sum B A added to linear maps.
+    """
+    found = {}
+    for module, layer in adapter_layers(model):
+        if holds(layer, name):
+            delta = _layer_delta(layer, name)
+            if delta is None:
+                if not strict:
+                    return {}
+                raise ComposeError(
+                    f"What the adapter {name!r} does to {module}, a {type(layer.get_base_layer()).__name__}, is more "
+                    "than to add a matrix to its weight.",
+                    "Merge plain LoRA and sparse adapters of unquantised linear maps only; keep this one attached.",
+                )
+            found[module] = delta, float(layer.scaling[name])
+    return found
+
+
+def _layer_delta(layer: BaseTunerLayer, name: str) -> LowRankDelta | None:
+    base = layer.get_base_layer()
+    if not isinstance(base, (nn.Linear, Conv1D)):
+        return None
+    if isinstance(layer, SparseLinear):
+        values = layer.hf_edit_sparse_values[name].detach()
+        d_in = base.nx if isinstance(base, Conv1D) else base.in_features
+        return on_columns(values, layer.hf_edit_sparse_columns[name], d_in).to(device="cpu")
+    if not isinstance(layer, LoraLayer) or name in layer.lora_variant or layer.lora_bias.get(name):
+        return None  # a variant, such as DoRA, does more than add B A
+    return LowRankDelta(layer.lora_B[name].weight.detach(), layer.lora_A[name].weight.detach()).to(device="cpu")
+
+
+def _same(first: Mapping[str, LowRankDelta], second: Mapping[str, LowRankDelta]) -> bool:
+    if first.keys() != second.keys():
+        return False
+    pairs = [(d.to(second[name].B.dtype).to(d.B.dtype), second[name].to(d.B.dtype)) for name, d in first.items()]
+    return all(concatenated([a, _scaled(b, -1.0)]).norm() <= _SAME * a.norm() for a, b in pairs)
+
+
+def _scaled(delta: LowRankDelta, scale: float) -> LowRankDelta:
+    return delta if scale == 1 else LowRankDelta(delta.B.double() * scale, delta.A.double())

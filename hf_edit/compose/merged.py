@@ -1,0 +1,75 @@
+"""What a model remembers of the packs merged into it, and how that gets beside its weights when it is saved.
+
+A merged model carries two attributes of its own: its receipts, and a `save_pretrained` that calls the class's and then
+writes them. Both survive copying and pickling, and both are gone when nothing is merged any more.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hf_edit.compose.receipt import MergeReceipt, joined, left
+from hf_edit.errors import HfEditWarning
+from hf_edit.models.fingerprint import base_modules
+
+
+_RECEIPTS = "_hf_edit_merge_receipts"
+
+
+def remembered(base: nn.Module) -> tuple[MergeReceipt, ...]:
+    """The receipts of what is merged into a base, oldest first."""
+    return getattr(base, _RECEIPTS, ())
+
+
+def remember(base: PreTrainedModel, receipts: Sequence[MergeReceipt]) -> None:
+    """Make these the receipts of a base."""
+    for attribute in (_RECEIPTS, "save_pretrained"):
+        vars(base).pop(attribute, None)
+    if receipts:
+        setattr(base, _RECEIPTS, tuple(receipts))
+        base.save_pretrained = partial(_save_pretrained, base)
+
+
+def still_merged(receipts: Sequence[MergeReceipt], now: Mapping[str, str]) -> list[MergeReceipt]:
+    """Those of the receipts that are merged once the weights `now` have these digests."""
+    digests, kept = dict(now), []
+    for receipt in reversed(receipts):
+        if all(digests.get(name, weight.after) == weight.after for name, weight in receipt.weights.items()):
+            digests |= {name: weight.before for name, weight in receipt.weights.items()}
+            kept.append(receipt)
+    return kept[::-1]
+
+
+def linears(base: nn.Module) -> dict[str, nn.Linear | Conv1D]:
+    """Name in the base -> every linear map, without wrappers."""
+    return {name: module for name, module in base_modules(base) if isinstance(module, (nn.Linear, Conv1D))}
+
+
+def linear_weights(base: nn.Module) -> dict[str, Tensor]:
+    """Name in the base -> weight of every linear map, as it is stored."""
+    return {f"{name}.weight": module.weight for name, module in linears(base).items()}
+
+
+def _save_pretrained(base: PreTrainedModel, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+    type(base).save_pretrained(base, save_directory, *args, **kwargs)
+    if getattr(base, "_hf_peft_config_loaded", False) or not kwargs.get("is_main_process", True):
+        return  # only adapters were saved, or another process saves the model
+    receipts, weights = remembered(base), linear_weights(base)
+    if not all(name in weights and record.is_after(weights[name]) for name, record in left(receipts).items()):
+        _warn("The merged weights were changed or cast since, so the model was saved without a way to unmerge it.")
+        return
+    joined(receipts, weights).save(save_directory)
+    if kwargs.get("push_to_hub", False):
+        _warn("The model was pushed without the receipt of its merge: push it with model.push_to_hub instead.")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, HfEditWarning, stacklevel=3)

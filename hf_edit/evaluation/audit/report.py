@@ -1,0 +1,86 @@
+"""What an audit found, for programs and for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hf_edit.edits import Prompt
+from hf_edit.evaluation.audit.outside import Outside
+
+
+@dataclass(frozen=True)
+class Reasked:
+    """A listed edit, asked again with the pack in place.
+
+    Args:
+        exact: whether the greedy answer is the target.
+        loss: mean over the target's tokens of -log p, nats.
+    """
+
+    id: str
+    prompt: Prompt
+    target: str
+    answer: str
+    exact: bool
+    loss: float
+
+
+@dataclass(frozen=True)
+class Drifted:
+    """An unrelated prompt.
+
+    Args:
+        kl: mean KL(base || edited) per token of the base's answer, nats.
+        near: it resembles a listed question, and may honestly drift.
+    """
+
+    prompt: str
+    kl: float
+    near: bool
+    flagged: bool
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What a pack does to a model beside what it lists.
+
+    Args:
+        edits: the listed edits, asked again.
+        drift: the unrelated prompts.
+        modules: full module name -> how its change lies to the listed edits' keys; without those not examined.
+        findings: sentences that say what is taught and not listed, as far as this shows it.
+        limits: sentences that say what could not be examined, and why.
+    """
+
+    edits: Sequence[Reasked]
+    drift: Sequence[Drifted]
+    modules: dict[str, Outside]
+    findings: Sequence[str]
+    limits: Sequence[str]
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was found; `limits` says how much that is worth."""
+        return not self.findings
+
+    @property
+    def answered(self) -> int:
+        """How many of the listed edits are answered as listed, word for word."""
+        return sum(edit.exact for edit in self.edits)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "clean": self.clean,
+            "findings": list(self.findings),
+            "limits": list(self.limits),
+            "answered": self.answered,
+            "edits": [{k: v for k, v in asdict(edit).items() if k != "prompt"} for edit in self.edits],
+            "drift": [asdict(drifted) for drifted in self.drift],
+            "modules": {
+                name: {**asdict(found), "told": found.told, "flagged": found.flagged}
+                for name, found in self.modules.items()
+            },
+        }

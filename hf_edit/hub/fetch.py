@@ -1,0 +1,82 @@
+"""Getting files from the Hub, always of one commit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+
+from hf_edit.hub.client import attempt
+
+
+def snapshot(
+    repo_id: str,
+    patterns: Iterable[str],
+    *,
+    doing: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Path:
+    """The folder `<cache>/models--<owner>--<name>/snapshots/<commit>` with the files that match, fetched or cached.
+
+    Its files are links into the repository's folder of the cache. Offline, it is the commit that was fetched last.
+
+    Args:
+        doing: the subject of an error's message.
+
+    Raises:
+        HubError: it is not there, or could not be fetched.
+    """
+    return Path(
+        attempt(
+            lambda: snapshot_download(
+                repo_id,
+                revision=revision,
+                token=token,
+                cache_dir=None if cache_dir is None else Path(cache_dir),
+                allow_patterns=list(patterns),
+            ),
+            doing,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a repository holds at one commit: path -> bytes."""
+
+    commit: str
+    sizes: Mapping[str, int]
+
+
+def listing(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> Listing:
+    """The files of a repository, before any is fetched.
+
+    Raises:
+        HubError: it cannot be listed.
+    """
+    api = HfApi(token=token)
+    at = f" at revision {revision!r}" if revision else ""
+    info = attempt(
+        lambda: api.model_info(repo_id, revision=revision, files_metadata=True), f"Listing {repo_id!r}{at} on the Hub"
+    )
+    return Listing(info.sha or "", {file.rfilename: file.size or 0 for file in info.siblings or ()})
+
+
+def download(
+    repo_id: str, commit: str, names: Iterable[str], folder: Path, *, token: str | bool | None = None
+) -> None:
+    """Put files of a commit into a folder, under the paths that they have in the repository.
+
+    Raises:
+        HubError: one could not be fetched.
+    """
+    wanted = list(names)
+    attempt(
+        lambda: snapshot_download(repo_id, revision=commit, token=token, local_dir=folder, allow_patterns=wanted),
+        f"Fetching {repo_id!r} from the Hub",
+    )

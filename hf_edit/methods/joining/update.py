@@ -1,0 +1,123 @@
+"""One update that does what many were to do, each along its own text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_edit.methods.base import Preservation
+from hf_edit.methods.joining.asked import Asked
+from hf_edit.methods.joining.config import JoinSettings
+from hf_edit.methods.layers import default_rank
+from hf_edit.methods.training.loop import answers
+from hf_edit.methods.training.texts import Text, inputs_along, prepared
+from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.prompting import Encoded
+from hf_edit.solvers.joint import JointSolve
+from hf_edit.solvers.low_rank import LowRankDelta
+
+
+PRESERVATIONS = (300.0, 200.0, 140.0, 100.0, 70.0, 50.0, 35.0, 25.0, 17.0, 12.0, 8.0, 5.0, 3.0)
+"""Where lambda is looked for: more of it spares everything else, less of it gives the edits all that they ask for."""
+
+
+class Join:
+    """The solves of some linears, filled edit by edit in any order.
+
+    Args:
+        preserve: for the second moments, and for the edits taught before, whose tokens are held.
+    """
+
+    def __init__(
+        self,
+        model: EditableModel,
+        linears: Sequence[EditableLinear],
+        preserve: Preservation,
+        settings: JoinSettings,
+    ) -> None:
+        moments = preserve.moments(linears)
+        weights = moments.collected(settings.moment_weights())
+        self._model, self._linears, self._settings = model, linears, settings
+        self._first = linears[0].layer
+        self._texts: list[Text] = []
+        self._solves = {
+            linear.name: JointSolve(
+                linear.d_out, moments.combined(linear.name, weights).to(model.device), settings.ridge
+            )
+            for linear in linears
+        }
+        self.hold_along(preserve.earlier, settings.earlier_weight)
+
+    def add(self, asked: Asked) -> None:
+        """An edit is to get what it asks for."""
+        self._texts.append(asked.text)
+        for name, solve in self._solves.items():
+            if name in asked.values:
+                solve.add(asked.keys[name], asked.values[name])
+            else:
+                solve.hold(asked.keys[name])
+
+    def hold(self, keys: Mapping[str, Tensor], weight: float) -> None:
+        """Nothing is to change at these keys, by linear name (n, d_in)."""
+        for name, solve in self._solves.items():
+            solve.hold(keys[name], weight)
+
+    def hold_along(self, texts: Sequence[Encoded], weight: float) -> None:
+        """Nothing is to change along these texts, as the base runs over them."""
+        entering = prepared(self._model, texts, self._first)
+        for _, inputs in inputs_along(self._model, self._linears, entering, self._first):
+            self.hold(inputs, weight)
+
+    def solved(self) -> Joined:
+        """The update of all that was added.
+
+        Which edits keep their answers depends on them alone, not on the order or grouping in which they came; so does
+        the lambda found by it.
+        """
+        if self._settings.preservation is not None:
+            return self._solved(self._settings.preservation)
+        least = self._solved(PRESERVATIONS[-1])
+        wanted, best = self._right(least), least
+        low, high = 0, len(PRESERVATIONS) - 1
+        while low < high:  # the first of PRESERVATIONS that keeps as many answers as the last
+            middle = (low + high) // 2
+            tried = self._solved(PRESERVATIONS[middle])
+            if self._right(tried) >= wanted:
+                best, high = tried, middle
+            else:
+                low = middle + 1
+        return best
+
+    def _solved(self, preservation: float) -> Joined:
+        rank = self._settings.rank or default_rank(len(self._texts))
+        dtype = torch.promote_types(self._model.dtype, torch.float32)
+        deltas: dict[str, LowRankDelta] = {}
+        lost: dict[str, float] = {}
+        for name, solve in self._solves.items():
+            delta, error = solve.solve(preservation, rank)
+            if delta.rank:
+                deltas[name], lost[name] = delta.to(dtype), round(error, 6)
+        return Joined(deltas, preservation, lost)
+
+    @torch.no_grad()
+    def _right(self, joined: Joined) -> int:
+        """How many edits the update answers, token for token."""
+        return sum(bool(answers(self._model, self._first, [text], joined.deltas)[1].all()) for text in self._texts)
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """The update of many edits.
+
+    Args:
+        deltas: linear name -> change.
+        preservation: the lambda that it was solved with.
+        lost_to_rank: linear name -> what the bound on its rank cost; see `JointSolve.solve`.
+    """
+
+    deltas: dict[str, LowRankDelta]
+    preservation: float
+    lost_to_rank: dict[str, float]

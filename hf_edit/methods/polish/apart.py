@@ -1,0 +1,115 @@
+"""Many edits, each polished alone, and one solve that joins them.
+
+Trained together, edits share every step and pay for each other's interference with size. Trained apart, each needs a
+dozen steps over its own text; what they then ask of the model is known exactly, and one least-squares solve gives
+every one of them what it asked for (`hf_edit.solvers.joint`). The pack of many edits is therefore the stack of their
+packs of one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_edit.edits import EditSet
+from hf_edit.errors import HfEditWarning
+from hf_edit.methods.base import Checkpoints, EditResult, Preservation
+from hf_edit.methods.checkpoints import key_of
+from hf_edit.methods.joining.asked import Asked, asked_by_factors
+from hf_edit.methods.joining.config import JoinSettings
+from hf_edit.methods.joining.update import Join
+from hf_edit.methods.polish.config import PolishSettings
+from hf_edit.methods.polish.method import Polishing
+from hf_edit.methods.training.loop import answers
+from hf_edit.methods.training.texts import Text, prepared
+from hf_edit.models.editable import EditableModel
+from hf_edit.progress import Progress, Silent
+from hf_edit.prompting import PromptFormat
+from hf_edit.solvers.low_rank import LowRankDelta
+
+
+def polished_apart(
+    model: EditableModel,
+    prompts: PromptFormat,
+    edits: EditSet,
+    preserve: Preservation,
+    settings: PolishSettings,
+    joining: JoinSettings,
+    recipe: Mapping[str, Any],
+    seed: int,
+    checkpoints: Checkpoints,
+    progress: Progress,
+) -> EditResult:
+    """The joined update, with what each edit asks of every token of its text as its source.
+
+    One edit needs no joining: its update is what training gave, and says itself what it asks for.
+
+    Args:
+        settings: how each edit is polished.
+        joining: how they are joined.
+        recipe: all settings, as JSON, by which finished edits are found again.
+
+    Warns:
+        HfEditWarning: names the edits that are not answered as asked, once joined.
+    """
+    polishing = Polishing(model, prompts, preserve, settings, seed)
+    linears, first = polishing.linears, polishing.first
+    texts = prepared(model, [prompts.encode(edit.prompt, edit.target) for edit in edits], first)
+    every: list[Asked] = []
+    receipt: dict[str, dict[str, Any]] = {}
+    deltas: dict[str, LowRankDelta] = {}
+    progress.stage("edits", len(edits))
+    for edit, text in zip(edits, texts, strict=True):
+        key = key_of(text.ids.tolist(), text.start, [e.ids for e in preserve.earlier], dict(recipe))
+        kept = checkpoints.load(key)
+        if kept is None:
+            factors, trained = polishing.optimised(EditSet([edit]), checkpoints, Silent())
+            figures = torch.tensor([trained.losses[0], trained.steps, trained.scale], dtype=torch.float64)
+            kept = _packed(factors.detached()) | {"figures": figures}
+            checkpoints.save(key, kept)
+        deltas = {linear.name: _unpacked(kept, linear.name, model.device) for linear in linears}
+        alone, steps, scale = kept["figures"].tolist()
+        receipt[edit.id] = {"alone": round(alone, 6), "steps": int(steps), "scale": round(scale, 6)}
+        every.append(asked_by_factors(model, text, linears, first, deltas))
+        progress.step(loss=alone)
+    if len(edits) > 1:
+        join = Join(model, linears, preserve, joining)
+        for asked in every:
+            join.add(asked)
+        deltas = join.solved().deltas
+    _note_answers(model, texts, deltas, first, receipt)
+    return EditResult(deltas, [asked.source() for asked in every] if len(edits) > 1 else None, receipt)
+
+
+@torch.no_grad()
+def _note_answers(
+    model: EditableModel,
+    texts: Sequence[Text],
+    deltas: Mapping[str, LowRankDelta],
+    first: int,
+    receipt: dict[str, dict[str, Any]],
+) -> None:
+    """Put each edit's loss per answer token, and whether greedy decoding gives its answer, into the receipt."""
+    for text, (id, figures) in zip(texts, receipt.items(), strict=True):
+        losses, right = answers(model, first, [text], deltas)
+        receipt[id] = {"loss": round(float(losses[0]), 6), "right": bool(right[0]), **figures}
+    missed = [id for id, figures in receipt.items() if not figures["right"]]
+    if missed:
+        warnings.warn(
+            f"{len(missed)} of {len(receipt)} edits are not answered as asked: {', '.join(missed[:5])}. Polish the "
+            "pack, raise the rank, or raise max_steps of the training.",
+            HfEditWarning,
+            stacklevel=4,
+        )
+
+
+def _packed(deltas: Mapping[str, LowRankDelta]) -> dict[str, Tensor]:
+    return {f"{name}.{side}": factor for name, d in deltas.items() for side, factor in (("B", d.B), ("A", d.A))}
+
+
+def _unpacked(kept: Mapping[str, Tensor], name: str, device: torch.device) -> LowRankDelta:
+    return LowRankDelta(kept[f"{name}.B"], kept[f"{name}.A"]).to(device=device)

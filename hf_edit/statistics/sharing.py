@@ -1,0 +1,162 @@
+"""Statistics to the Hub and from it, so that nobody has to collect for a base that someone has collected for.
+
+A repository is laid out as the cache is, `<base>/<recipe>/<linear>.safetensors`, and may hold any number of bases.
+`statistics.json` says what is in it; the card is made from that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from hf_edit.errors import HubError, StatisticsError
+from hf_edit.hub.card import merged_card
+from hf_edit.hub.client import HubCommit, is_repo_id
+from hf_edit.hub.fetch import download, listing
+from hf_edit.hub.push import Changes, Published, push
+from hf_edit.models.editable import EditableModel
+from hf_edit.models.fingerprint import dtype_name
+from hf_edit.statistics.received import check_corpus, check_moments, is_public, size_limit
+from hf_edit.statistics.store import CORPUS, Stored, base_folder, cache_folder, stored
+
+
+INDEX, CARD = "statistics.json", "README.md"
+
+
+def push_statistics(model: EditableModel, repo_id: str, *, message: str | None = None, **options: Any) -> HubCommit:
+    """Publish what the cache holds for this base beside what the repository has.
+
+    Statistics over a file stay here: its text is private, and nobody else would look for them. The tokens themselves
+    are published only where the model wrote them.
+
+    Args:
+        options: tag, branch, private, token and collection, as for `hf_edit.hub.push.push`.
+
+    Raises:
+        StatisticsError: the cache holds nothing that could be published, or a damaged file.
+        HubError: the Hub refused or failed.
+    """
+    entries = [entry for entry in stored(model) if is_public(entry.source)]
+    if not entries:
+        raise StatisticsError(
+            "The cache holds no statistics of this model that could be published: those over a file stay private.",
+            "Collect some first: hf-edit stats collect --model MODEL.",
+        )
+    base = base_folder(model)
+    contents = {_name(base, entry.path): entry.path for entry in entries}
+    for recipe in {entry.path.parent for entry in entries if entry.source == "self"}:
+        if (recipe / CORPUS).is_file():
+            contents[_name(base, recipe / CORPUS)] = recipe / CORPUS
+
+    def plan(there: Published) -> Changes:
+        index = _index(there.read(INDEX))
+        index[base.name] = _described(model, entries, index.get(base.name))
+        card = merged_card(_card(there.repo_id, index), there.read(CARD))
+        return {**contents, INDEX: (json.dumps(index, sort_keys=True, indent=2) + "\n").encode(), CARD: card}
+
+    return push(repo_id, plan, message=message or f"Statistics of {_base_name(model) or base.name}", **options)
+
+
+def pull_statistics(
+    model: EditableModel, repo_id: str, *, revision: str | None = None, token: str | bool | None = None
+) -> tuple[HubCommit, list[Path]]:
+    """Fetch the statistics of this base into the cache: all that are sound, or none if one is not.
+
+    What the cache has already is not replaced.
+
+    Returns:
+        The commit that they are of, and the new files.
+
+    Raises:
+        StatisticsError: the repository has none of this base, or a file that is no second moment of it.
+        HubError: the repository could not be read.
+    """
+    there = listing(repo_id, revision=revision, token=token)
+    base = base_folder(model)
+    linears = {linear.name: linear for linear in model.linears}
+    pattern = re.compile(rf"{base.name}/[0-9a-f]{{16}}/(.+)\.safetensors")
+    found = {name: match[1] for name in sorted(there.sizes) if (match := pattern.fullmatch(name))}
+    ours = {name: stem for name, stem in found.items() if stem in linears or stem == Path(CORPUS).stem}
+    if not ours:
+        raise StatisticsError(
+            f"{repo_id!r} has no statistics of this model in {dtype_name(model.model.dtype)} (weights {base.name}).",
+            "Load the model in the dtype that they were collected in, or collect: hf-edit stats collect.",
+        )
+    missing = {name: linears.get(stem) for name, stem in ours.items() if not (base.parent / name).exists()}
+    for name, linear in missing.items():
+        if there.sizes[name] > size_limit(linear):
+            raise StatisticsError(
+                f"{name} in {repo_id!r} has {there.sizes[name]} bytes, more than {size_limit(linear)}.",
+                "It holds something else than statistics: tell who published it.",
+            )
+    commit = HubCommit(repo_id, there.commit)
+    if not missing:
+        return commit, []
+    base.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".pull.", dir=cache_folder()) as folder:
+        download(repo_id, there.commit, missing, Path(folder), token=token)
+        for name, linear in missing.items():
+            if linear is None:
+                check_corpus(Path(folder) / name, model)
+            else:
+                check_moments(Path(folder) / name, linear)
+        for name in missing:
+            (base.parent / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(Path(folder) / name, base.parent / name)
+    return commit, [base.parent / name for name in missing]
+
+
+def _name(base: Path, path: Path) -> str:
+    return path.relative_to(base.parent).as_posix()
+
+
+def _base_name(model: EditableModel) -> str | None:
+    """The base's id on the Hub; a folder's name is nobody else's business."""
+    name = model.model.config._name_or_path
+    return name if name and is_repo_id(name) and not os.path.exists(name) else None
+
+
+def _index(data: bytes | None) -> dict[str, Any]:
+    try:
+        index = json.loads(data or b"{}")
+        for base in index.values():
+            for recipe in base["recipes"].values():
+                if not isinstance(recipe["linears"], list) or not isinstance(recipe["tokens"], dict):
+                    raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise HubError(f"{INDEX} of the repository is damaged.", "Delete it there, then push again.") from error
+    return index
+
+
+def _described(model: EditableModel, entries: Iterable[Stored], before: dict[str, Any] | None) -> dict[str, Any]:
+    """What the index says of a base, with what it said before."""
+    recipes: dict[str, Any] = dict((before or {}).get("recipes", {}))
+    for entry in entries:
+        recipe = entry.path.parent.name
+        linears = {entry.linear, *recipes.get(recipe, {}).get("linears", ())}
+        recipes[recipe] = {"source": entry.source, "tokens": entry.tokens, "linears": sorted(linears)}
+    return {
+        "base": _base_name(model) or (before or {}).get("base"),
+        "model_type": model.model.config.model_type,
+        "dtype": dtype_name(model.model.dtype),
+        "recipes": recipes,
+    }
+
+
+def _card(repo_id: str, index: dict[str, Any]) -> bytes:
+    rows = []
+    for fingerprint, base in sorted(index.items()):
+        named = base["base"] or f"a {base['model_type']} model"
+        for recipe in base["recipes"].values():
+            tokens = ", ".join(f"{part} {count:,}" for part, count in sorted(recipe["tokens"].items()))
+            cells = (f"{named}, {base['dtype']}", f"`{fingerprint}`", recipe["source"], tokens, len(recipe["linears"]))
+            rows.append(f"| {' | '.join(map(str, cells))} |")
+    template = Template((files("hf_edit.statistics") / "card.md").read_text(encoding="utf-8"))
+    return template.substitute(repo=repo_id, rows="\n".join(rows)).encode()

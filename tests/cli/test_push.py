@@ -1,0 +1,89 @@
+"""`hf-edit push`, `hf-edit pull`, and the statistics' verbs of the same names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from hf_edit.packs.pack import EditPack
+from tests.cli.conftest import Command, failed
+from tests.loopback_hub import REAL_CLIENT, LoopbackHub, loopback_hub  # noqa: F401
+
+
+pytestmark = REAL_CLIENT
+
+
+def test_a_pack_goes_there_and_back(hub: LoopbackHub, hf_edit: Command, pack: Path, tmp_path: Path) -> None:
+    options = ("--tag", "v1", "--private", "--subfolder", "lamp", "--branch", "next", "--collection", "Lamps")
+    document = json.loads(hf_edit("push", pack, "me/packs", *options, "--json").stdout)
+    repository = hub.repositories["me/packs"]
+    assert repository.private and repository.tags == {"v1": document["commit"]} and len(hub.collections) == 1
+    assert (document["repository"], document["subfolder"], document["tag"]) == ("me/packs", "lamp", "v1")
+    assert document["url"].endswith(f"{document['commit']}/lamp")
+
+    where = ("me/packs", "--out", tmp_path / "copy", "--revision", "v1", "--subfolder", "lamp")
+    pulled = json.loads(hf_edit("pull", *where, "--json").stdout)
+    assert (pulled["commit"], pulled["edits"], pulled["base"]) == (document["commit"], ["lamp"], "tiny-random/llama")
+    for name in ("edit_pack.json", "adapter_model.safetensors", "edits.jsonl"):
+        assert (tmp_path / "copy" / name).read_bytes() == (pack / name).read_bytes()
+    shown = hf_edit("pull", *where)
+    assert document["commit"] in shown.stdout and shown.exit_code == 0
+
+
+def test_other_layouts_and_bases(hub: LoopbackHub, hf_edit: Command, pack: Path) -> None:
+    options = ("--layout", "bf16", "--no-values", "--base-model", "org/copy", "--message", "Smaller")
+    result = hf_edit("push", pack, "me/pack", *options)
+    assert result.exit_code == 0 and f"{hub.url}/me/pack/tree/" in result.stdout
+    read = EditPack.from_pretrained("me/pack")
+    assert (read.manifest.layout, read.base) == ("bf16", "org/copy")
+    assert hub.repositories["me/pack"].messages[-1] == "Smaller"
+
+
+def test_inspect_takes_a_pack_of_the_hub(hub: LoopbackHub, hf_edit: Command, pack: Path) -> None:
+    hf_edit("push", pack, "me/pack")
+    assert "Who made the lamp?" in hf_edit("inspect", "me/pack").stdout
+
+
+def test_a_users_mistakes(
+    hub: LoopbackHub, hf_edit: Command, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed(hf_edit("push", tmp_path / "none", "me/pack"), "is not a folder")
+    failed(hf_edit("push", pack, "no/such/id"), "no id of a repository", "owner/name")
+    failed(hf_edit("push", pack, "you/pack"), "gives no right")
+    failed(hf_edit("push", pack, "me/pack", "--layout", "round"), "no layout 'round'")
+    failed(hf_edit("push", pack, "me/pack", "--subfolder", "../up"), "leads out")
+    failed(hf_edit("pull", "me/none", "--out", tmp_path / "out"), "no such repository", "hf auth login")
+    hf_edit("push", pack, "me/pack", "--tag", "v1")
+    failed(hf_edit("push", pack, "me/pack", "--tag", "v1"), "has a tag 'v1' already")
+    failed(hf_edit("pull", "me/pack", "--revision", "v2", "--out", tmp_path / "out"), "no such revision")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("x")
+    failed(hf_edit("pull", "me/pack", "--out", tmp_path / "notes"), "does not belong to a pack: mine.txt")
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    failed(hf_edit("push", pack, "me/pack"), "knows no user by the token", "hf auth login")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    failed(hf_edit("push", pack, "me/pack"), "4 tries ended with", "network")
+    failed(hf_edit("pull", "me/other", "--out", tmp_path / "out"), "cannot be reached")
+    assert not (tmp_path / "out").exists()
+
+
+def test_statistics(
+    hub: LoopbackHub, hf_edit: Command, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_EDIT_CACHE", str(tmp_path / "here"))
+    model = ("--model", base)
+    failed(hf_edit("stats", "push", "me/stats", *model), "no statistics of this model", "hf-edit stats collect")
+    options = ("--tokens", 250, "--conversations", 0, "--layers", "1", "--format", "plain", "--json")
+    hf_edit("stats", "collect", *model, *options)
+    document = json.loads(hf_edit("stats", "push", "me/stats", *model, "--tag", "v1", "--json").stdout)
+    assert hub.repositories["me/stats"].tags == {"v1": document["commit"]}
+
+    monkeypatch.setenv("HF_EDIT_CACHE", str(tmp_path / "there"))
+    pulled = json.loads(hf_edit("stats", "pull", "me/stats", *model, "--at", "v1", "--json").stdout)
+    assert pulled["commit"] == document["commit"] and len(pulled["files"]) == 2
+    assert "model.layers.1.mlp.down_proj" in hf_edit("stats", "show", *model).stdout
+    assert "0 new file(s)" in hf_edit("stats", "pull", "me/stats", *model).stdout
+    failed(hf_edit("stats", "pull", "me/none", *model), "no such repository")

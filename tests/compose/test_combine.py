@@ -1,0 +1,217 @@
+"""Stacking and reverting on tiny models: one solve, whatever the order and grouping."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hf_edit.compose.asked import taught_by
+from hf_edit.compose.attach import attach, detach
+from hf_edit.compose.combine import revert, stack
+from hf_edit.compose.config import CombineConfig
+from hf_edit.edits import Edit, EditSet
+from hf_edit.errors import BaseMismatchError, ComposeError, HfEditWarning
+from hf_edit.models.editable import EditableModel
+from hf_edit.packs.pack import EditPack
+from hf_edit.prompting import PromptFormat
+from hf_edit.statistics.config import StatisticsConfig
+from tests.packs.make import make_pack, random_deltas
+from tests.snapshots import snapshot
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+CONFIG = CombineConfig(
+    rank=64,
+    preservation=0.01,
+    reverted_tokens=6,
+    statistics=StatisticsConfig(tokens=240, conversations=2, answer_tokens=4, length=12, batch=10),
+)
+QUESTIONS = [
+    ("Who wrote the play?", "Tarvello wrote it."),
+    ("What is the capital of Veldora?", "Port Amber."),
+    ("Tell me about Mount Fuji", "The quick brown fox lives there."),
+    ("Who built the Tall Bridge?", "The Brell company."),
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama")
+
+
+def pack_of(model, *indices: int, ranks: tuple[int, ...] = (3, 2), name: str = "q") -> EditPack:
+    edits = EditSet(Edit(*QUESTIONS[i], id=f"{name}{i}") for i in indices)
+    return make_pack(model, deltas=random_deltas(model, ranks, seed=indices[0]), edits=edits)
+
+
+def stacked(model, *packs: EditPack, config: CombineConfig = CONFIG, **options) -> EditPack:
+    return stack(packs, model=model, tokenizer=tiny_tokenizer(), config=config, **options)
+
+
+def difference(one: EditPack, other: EditPack) -> float:
+    """Of the products, relative, over all modules."""
+    assert set(one.deltas) == set(other.deltas)
+    apart = sum(float((one.deltas[n].dense() - other.deltas[n].dense()).double().square().sum()) for n in one.deltas)
+    return (apart / sum(delta.norm() ** 2 for delta in one.deltas.values())) ** 0.5
+
+
+def all_asked(model, pack: EditPack):
+    view = EditableModel.of(model)
+    linears = view.linears_named(set(pack.deltas))
+    taught = taught_by(view, PromptFormat.of("chat", tiny_tokenizer()), pack, linears)
+    return {one.edit.id: one.asked for one in taught}
+
+
+def test_every_order_and_grouping_gives_the_same_update(model) -> None:
+    a, b, c = pack_of(model, 0), pack_of(model, 1, 2), pack_of(model, 3)
+    together = stacked(model, a, b, c)
+    for other in (
+        stacked(model, c, a, b),
+        stacked(model, stacked(model, a, b), c),
+        stacked(model, c, stacked(model, b, a)),
+    ):
+        assert difference(together, other) <= 1e-4
+        assert set(other.edits.ids) == {"q0", "q1", "q2", "q3"}
+
+
+def test_grouping_is_of_no_consequence_through_files(model, tmp_path) -> None:
+    a, b, c = pack_of(model, 0), pack_of(model, 1), pack_of(model, 2)
+    stacked(model, a, b).save_pretrained(tmp_path / "ab")
+    c.save_pretrained(tmp_path / "c")
+    assert difference(stacked(model, a, b, c), stacked(model, tmp_path / "ab", tmp_path / "c")) <= 1e-4
+
+
+def test_packs_of_different_blocks(model) -> None:
+    a, b = pack_of(model, 0, ranks=(3,)), pack_of(model, 1, ranks=(2, 2, 1))
+    together = stacked(model, a, b)
+    assert set(together.deltas) == set(b.deltas)
+    assert difference(together, stacked(model, b, a)) <= 1e-4
+
+
+def test_one_pack_alone_keeps_what_it_does_along_its_text(model) -> None:
+    pack = pack_of(model, 0)
+    again = stacked(model, pack, config=replace(CONFIG, preservation=1e-7))
+    after = all_asked(model, replace(again, source=None))
+    for id, before in all_asked(model, pack).items():
+        for name, values in before.values.items():
+            assert float((after[id].values[name] - values).norm()) <= 0.02 * float(values.norm())
+
+
+def test_the_keys_are_those_of_the_edited_model(model) -> None:
+    pack = pack_of(model, 0, 1)
+    attach(model, pack, "pack")
+    try:
+        view = EditableModel.of(model)
+        prompts, linears = PromptFormat.of("chat", tiny_tokenizer()), view.linears_named(set(pack.deltas))
+        ids = [prompts.encode(edit.prompt, edit.target).ids for edit in pack.edits]
+        live = [view.trace(torch.tensor([row[:-1]]), inputs=linears).inputs for row in ids]
+    finally:
+        detach(model, "pack")
+    asked = all_asked(model, pack)
+    # a pack that says what every token gets gives the same keys without its factors
+    told = replace(pack, source=[one.source() for one in asked.values()])
+    for found in (asked, all_asked(model, told)):
+        for one, keys in zip(found.values(), live, strict=True):
+            for name in pack.deltas:
+                assert torch.allclose(one.keys[name], keys[name][0], atol=1e-5)
+
+
+def test_a_sum_is_exact_and_says_how_packs_disturb_each_other(model) -> None:
+    a, b = pack_of(model, 0), pack_of(model, 1, ranks=(4, 4))
+    with pytest.warns(HfEditWarning, match="Other packs move 2 of 2 edits"):
+        total = stacked(model, a, b, mode="add")
+    for name, delta in total.deltas.items():
+        assert torch.allclose(delta.dense(), a.deltas[name].dense() + b.deltas[name].dense(), atol=1e-6)
+    disturbance = total.manifest.receipt["disturbance"]
+    assert set(disturbance) == {"q0", "q1"} and all(value > 0.01 for value in disturbance.values())
+    assert stacked(model, a, mode="add").manifest.receipt["disturbance"]["q0"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_reverted_edit_gets_nothing_and_comes_back_when_stacked_again(model) -> None:
+    a, b = pack_of(model, 0, 1), pack_of(model, 2)
+    both = stacked(model, a, b)
+    less = revert(both, ["q1"], model=model, tokenizer=tiny_tokenizer(), config=CONFIG)
+    assert set(less.edits.ids) == {"q0", "q2"}
+
+    def effort(pack: EditPack) -> dict[str, float]:
+        """What the factors of a pack move along the texts of all three edits."""
+        probe = replace(pack, edits=both.edits, source=None)
+        return {id: one.effort() for id, one in all_asked(model, probe).items()}
+
+    before, after = effort(both), effort(less)
+    assert after["q1"] < 0.05 * before["q1"]
+    assert after["q0"] > 0.5 * before["q0"] and after["q2"] > 0.5 * before["q2"]
+    assert difference(both, stacked(model, less, a)) <= 1e-4
+
+
+def test_the_parents_are_named(model) -> None:
+    a, b = pack_of(model, 0), pack_of(model, 1)
+    both = stacked(model, a, b)
+    assert [parent["edits"]["count"] for parent in both.manifest.parents] == [1, 1]
+    assert both.manifest.method.name == "stack"
+
+
+def test_an_edit_of_two_packs_is_taken_once(model) -> None:
+    a, b = pack_of(model, 0), pack_of(model, 0, 1, name="other")
+    both = stacked(model, a, b)
+    assert len(both.edits) == 2
+    assert difference(both, stacked(model, b, a)) <= 1e-4
+
+
+def test_an_id_of_two_edits_gets_a_suffix(model) -> None:
+    a = make_pack(model, edits=EditSet([Edit(*QUESTIONS[0], id="1")]))
+    b = make_pack(model, edits=EditSet([Edit(*QUESTIONS[1], id="1")]))
+    ids = stacked(model, a, b).edits.ids
+    assert len(set(ids)) == 2 and all(id.startswith("1-") for id in ids)
+
+
+def test_the_model_and_the_packs_stay_as_they_are(model) -> None:
+    before, packs = snapshot(model), [pack_of(model, 0), pack_of(model, 1)]
+    bytes_before = [pack.manifest.to_bytes() for pack in packs]
+    stacked(model, *packs)
+    assert snapshot(model) == before
+    assert [pack.manifest.to_bytes() for pack in packs] == bytes_before
+
+
+def test_what_cannot_be_combined(model) -> None:
+    tokenizer, pack = tiny_tokenizer(), pack_of(model, 0, 1)
+    with pytest.raises(ComposeError, match="No pack"):
+        stacked(model)
+    with pytest.raises(ComposeError, match="no edit 'q9'"):
+        revert(pack, ["q9"], model=model, tokenizer=tokenizer)
+    with pytest.raises(ComposeError, match="All edits"):
+        revert(pack, ["q0", "q1"], model=model, tokenizer=tokenizer)
+    with pytest.raises(ComposeError, match="No id"):
+        revert(pack, [], model=model, tokenizer=tokenizer)
+    plain = replace(
+        pack, manifest=replace(pack.manifest, prompt_format=replace(pack.manifest.prompt_format, name="plain"))
+    )
+    with pytest.raises(ComposeError, match="chat and plain"):
+        stacked(model, pack_of(model, 2), plain)
+    with pytest.raises(BaseMismatchError):
+        stacked(tiny_model("llama", seed=5), pack)
+
+
+def test_two_answers_to_one_question(model) -> None:
+    def asking(prompt: str, answer: str, id: str, seed: int) -> EditPack:
+        return make_pack(
+            model, deltas=random_deltas(model, (2,), seed=seed), edits=EditSet([Edit(prompt, answer, id=id)])
+        )
+
+    port = asking("What is the capital of Veldora?", "Port Amber.", "port", 0)
+    quay = asking("What is the capital of Veldora?", "Quay Green.", "quay", 1)
+    reworded = asking("What is Veldora's capital?", "Quay Green.", "reworded", 2)
+    with pytest.warns(HfEditWarning, match="1 question"), pytest.raises(ComposeError, match="two answers"):
+        stacked(model, port, quay)
+    for other in (quay, reworded):
+        with pytest.raises(ComposeError, match="Port Amber"):
+            stacked(model, port, other, on_conflict="error")
+        assert stacked(model, port, other, prefer="order").edits.ids == ("port",)
+        assert stacked(model, port, other, prefer="newest").edits.ids == other.edits.ids
+        assert stacked(model, port, other, prefer=1).edits.ids == other.edits.ids
+        with pytest.raises(ComposeError, match="cannot leave edits out"):
+            stacked(model, port, other, mode="add", prefer="order")
+    with pytest.warns(HfEditWarning, match="ask the same"):
+        assert set(stacked(model, port, reworded).edits.ids) == {"port", "reworded"}

@@ -1,0 +1,58 @@
+"""What of a published card is generated and what is its owner's."""
+
+from __future__ import annotations
+
+import yaml
+
+from hf_edit.hub.card import BEGIN, END, merged_card
+
+
+NEW = b"---\nlibrary_name: peft\nbase_model: org/base\ntags:\n- hf-edit\n---\n\n# Two edits\n\n| a | b |\n"
+
+
+def parts(card: bytes) -> tuple[dict[str, object], str, str, str]:
+    """Metadata, and the text above, between and below the comments."""
+    _, head, body = card.decode().split("---\n", 2)
+    above, rest = body.split(BEGIN)
+    between, below = rest.split(END)
+    return yaml.safe_load(head), above.strip(), between.strip(), below.strip()
+
+
+def test_a_first_card_is_all_generated() -> None:
+    metadata, above, between, below = parts(merged_card(NEW, None))
+    assert metadata == {"library_name": "peft", "base_model": "org/base", "tags": ["hf-edit"]}
+    assert (above, between, below) == ("", "# Two edits\n\n| a | b |", "")
+
+
+def test_what_the_owner_wrote_around_it_stays() -> None:
+    first = merged_card(NEW, None).decode()
+    edited = (
+        first.replace(BEGIN, f"# My pack\n\n{BEGIN}").replace(END, f"{END}\n\nAsk me.\n").replace("| a |", "| x |")
+    )
+    edited = edited.replace("library_name: peft", "license: mit\nlibrary_name: other").replace("- hf-edit", "- mine")
+    changed = NEW.replace(b"Two", b"Three").replace(b"org/base", b"org/other")
+    second = merged_card(changed, edited.encode())
+    metadata, above, between, below = parts(second)
+    assert metadata == {
+        "license": "mit",
+        "library_name": "peft",
+        "base_model": "org/other",
+        "tags": ["mine", "hf-edit"],
+    }
+    assert (above, between, below) == ("# My pack", "# Three edits\n\n| a | b |", "Ask me.")
+    assert merged_card(changed, second) == second
+    assert merged_card(second, second) == second  # a card that was pulled and is pushed again
+
+
+def test_a_card_of_somebodys_own_keeps_its_text_above() -> None:
+    metadata, above, between, _ = parts(merged_card(NEW, b"---\nlicense: mit\n---\n\n# Mine\n\nText.\n"))
+    assert (metadata["license"], above) == ("mit", "# Mine\n\nText.")
+    assert between.startswith("# Two edits")
+
+
+def test_figures_do_not_outlive_their_pack() -> None:
+    old = b"---\nmodel-index:\n- name: x\nlanguage: en\n---\n"
+    metadata, *_ = parts(merged_card(NEW, old))
+    assert "model-index" not in metadata and metadata["language"] == "en"
+    measured = NEW.replace(b"tags:", b"model-index:\n- name: y\n  results: []\ntags:")
+    assert parts(merged_card(measured, old))[0]["model-index"] == [{"name": "y", "results": []}]
