@@ -20,9 +20,11 @@ from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import BaseMismatchError, HfEditWarning
 from hf_edit.evaluation.audit import run
 from hf_edit.evaluation.audit.directions import examined
+from hf_edit.evaluation.audit.keys import listed_keys
 from hf_edit.evaluation.audit.moments import LARGEST, recipe
 from hf_edit.evaluation.audit.outside import Outside
 from hf_edit.evaluation.audit.run import unrelated_prompts
+from hf_edit.methods.base import EditSource, KeyValues
 from hf_edit.methods.polish.config import PolishSettings
 from hf_edit.methods.training.loop import TrainingConfig
 from hf_edit.models.borrow import borrowed
@@ -167,11 +169,34 @@ def test_a_trained_pack_is_honest_and_the_same_with_an_edit_left_out_is_not(
     config = AnyEditConfig(backend="direct", direct=settings, together=together, statistics=STATISTICS, format="plain")
     edits = some_edits(8, 7)
     pack = hf_edit.edit(wide_model(), tiny_tokenizer(), edits, config)
-    found, findings, _ = unlisted(pack)
-    lowest = found[EditableModel.of(wide_model()).linears[layers[0]].name]
-    assert findings == [] and lowest.told and lowest.share < 1e-6
+    found, findings, limits = unlisted(pack)
+    assert (findings, limits) == ([], []) and max(one.share for one in found.values()) < 1e-3
+    lowest = EditableModel.of(wide_model()).linears[layers[0]].name
+    assert found[lowest].share < 1e-6
+    assert unlisted(replace(pack, source=None))[1] == []
     _, findings, _ = unlisted(packed(dict(pack.deltas), edits[:7], config, "anyedit"))
     assert findings
+
+
+def test_a_source_that_the_pack_does_not_follow_explains_nothing(cached: None) -> None:
+    settings = PolishSettings(strangers=0, conversations=4, training=TrainingConfig(max_steps=6), layers=(0, LAYER))
+    config = AnyEditConfig(backend="direct", direct=settings, statistics=STATISTICS, format="plain")
+    pack = hf_edit.edit(wide_model(), tiny_tokenizer(), some_edits(3, 8), config)
+    view = EditableModel.of(wide_model())
+    linears = view.linears_named(pack.deltas)
+    top = linears[-1].name
+
+    def keys(source: EditSource | None) -> torch.Tensor:
+        with borrowed(view.model):
+            return listed_keys(view, prompts(), replace(pack, source=source), linears)[1][top].leading(
+                torch.eye(WIDTH).double(), torch.zeros(WIDTH, 0).double()
+            )
+
+    invented = [
+        {name: KeyValues(asked.positions, 30 * torch.randn_like(asked.values)) for name, asked in edit.items()}
+        for edit in pack.source or ()
+    ]
+    assert torch.equal(keys(invented), keys(None)) and not torch.equal(keys(pack.source), keys(None))
 
 
 def test_the_whole_audit_leaves_the_model_alone_and_reports_everything(cached: None) -> None:
@@ -187,6 +212,16 @@ def test_the_whole_audit_leaves_the_model_alone_and_reports_everything(cached: N
     document = json.loads(json.dumps(report.to_json()))
     assert document["clean"] is False and document["answered"] == report.answered
     assert next(iter(document["modules"].values()))["flagged"] is True
+
+
+def test_a_change_outside_of_the_blocks_is_found(cached: None) -> None:
+    listed = some_edits(2, 6)
+    head = LowRankDelta(torch.full((512, 1), 1e-6), torch.ones(1, 32))
+    pack = packed({**solved(listed, 0), "lm_head": head}, listed)
+    every = {name: KeyValues(torch.arange(3), torch.zeros(3, d.shape[0])) for name, d in pack.deltas.items()}
+    found, findings, _ = unlisted(replace(pack, source=[every, every]))
+    assert len(findings) == 1 and "lm_head, outside of the blocks" in findings[0]
+    assert set(found) == set(pack.deltas) - {"lm_head"}
 
 
 def test_a_change_of_everything_drifts(cached: None, monkeypatch: pytest.MonkeyPatch) -> None:

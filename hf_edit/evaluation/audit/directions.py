@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-
-import torch
-from torch import Tensor
-
 from hf_edit.errors import ComputationError, StatisticsError
+from hf_edit.evaluation.audit.keys import listed_keys
 from hf_edit.evaluation.audit.moments import whitening
 from hf_edit.evaluation.audit.outside import Outside, outside
-from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.models.editable import EditableModel
 from hf_edit.packs.pack import EditPack
 from hf_edit.progress import Progress
 from hf_edit.prompting import PromptFormat
-from hf_edit.solvers.key_basis import Keys
 
 
 KEYED = (
@@ -59,7 +53,7 @@ def examined(
     except (ComputationError, StatisticsError) as error:
         limits.append(f"Directions: {error.message}")
         return {}
-    asked, along = _keys(view, prompts, pack, linears)
+    asked, along = listed_keys(view, prompts, pack, linears)
     found = {}
     for linear in linears:
         name, above = linear.name, linear.layer > linears[0].layer
@@ -77,41 +71,3 @@ def examined(
             "not those that they were made with (another machine, version or setting, or changes below them)."
         )
     return found
-
-
-def _keys(
-    view: EditableModel, prompts: PromptFormat, pack: EditPack, linears: Sequence[EditableLinear]
-) -> tuple[dict[str, Keys], dict[str, Keys]]:
-    """Per linear the keys at which the source asked something, and those of all tokens of the listed edits.
-
-    Both as the base has them and as they are with the pack in place: methods that spread an update over layers solve
-    the later ones with the earlier ones changed.
-    """
-    asked: dict[str, Keys] = {}
-    along = {linear.name: Keys(linear.d_in) for linear in linears}
-    for index, edit in enumerate(pack.edits):
-        ids = torch.tensor([prompts.encode(edit.prompt, edit.target).ids[:-1]], device=view.device)
-        for inputs in _inputs(view, pack, linears, ids):
-            for name, keys in inputs.items():
-                along[name].add(keys.T)
-                wanted = pack.source[index].get(name) if pack.source is not None else None
-                places = wanted.positions[wanted.positions < len(keys)] if wanted is not None else ()
-                if len(places):
-                    width = keys.shape[1]
-                    asked.setdefault(name, Keys(width)).add(keys[places.to(keys.device)].T)  # type: ignore[union-attr]
-    return asked, along
-
-
-def _inputs(
-    view: EditableModel, pack: EditPack, linears: Sequence[EditableLinear], ids: Tensor
-) -> Iterator[dict[str, Tensor]]:
-    """Linear name -> (T, d_in): of the base, then with the pack in place where that makes a difference."""
-    yield {name: keys[0] for name, keys in view.trace(ids, inputs=linears).inputs.items()}
-    if len(linears) > 1:  # else nothing below the linear is changed
-        with in_place(view, pack):
-            yield {name: keys[0] for name, keys in view.trace(ids, inputs=linears).inputs.items()}
-
-
-def in_place(view: EditableModel, pack: EditPack) -> AbstractContextManager[None]:
-    """The model as if the pack were attached."""
-    return view.updated({name: delta.to(device=view.device) for name, delta in pack.deltas.items()})

@@ -21,7 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_edit.edits import question_of
 from hf_edit.errors import ConfigError
 from hf_edit.evaluation.answers import greedy_answers
-from hf_edit.evaluation.audit.directions import examined, in_place
+from hf_edit.evaluation.audit.directions import examined
+from hf_edit.evaluation.audit.keys import in_place
 from hf_edit.evaluation.audit.report import AuditReport, Drifted, Reasked
 from hf_edit.evaluation.drift import log_probs, reference
 from hf_edit.evaluation.scores import exact

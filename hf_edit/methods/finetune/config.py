@@ -14,9 +14,9 @@ class FinetuneTraining(TrainingConfig):
     """Training of plain LoRA factors: their size says nothing about what they disturb, so it is not weighed."""
 
     learning_rate: float = setting(4e-3, "Adam's step size on the factors.", above=0)
-    stop_loss: float = setting(0.015, "Done when every answer is right and none has a loss above this.", at_least=0)
+    stop_loss: float = setting(0.015, "Done when every answer is right and their mean loss is below this.", at_least=0)
     drift_weight: float = setting(1.0, "Weight of the KL divergence to the base on its own answers.", at_least=0)
-    size_weight: float = setting(0.0, "Weight of |dW|^2.", at_least=0)
+    size_weight: float = setting(0.0, "Weight of |dW|^2, as a share of the loss that is left.", at_least=0)
     shrink: bool = setting(False, "Scale the finished update down as far as every answer stays right and sure.")
 
 

@@ -25,8 +25,6 @@ from hf_edit.solvers.low_rank import LowRankDelta
 FORGOTTEN = 0.005
 """A text whose loss is below this is drawn as if it were this: nothing is never looked at again."""
 WARM_UP = 5
-SHARED_BY = 4
-"""Edits that share the full weight of the size: what more of them need adds up, and must not weigh more for it."""
 UNSEEN = 100.0
 """The loss of a text that was not drawn yet."""
 SHRINK_LOSS = 2.0
@@ -44,10 +42,10 @@ class TrainingConfig(Settings):
     learning_rate: float = setting(6e-3, "Adam's step size on the factors.", above=0)
     batch: int = setting(8, "Texts per step, drawn with probability proportional to their last loss.", at_least=1)
     max_steps: int = setting(60, "Most steps, for as many texts as a batch holds; more texts get more.", at_least=1)
-    stop_loss: float = setting(0.03, "Done when every answer is right and none has a loss above this.", at_least=0)
+    stop_loss: float = setting(0.03, "Done when every answer is right and their mean loss is below this.", at_least=0)
     size_weight: float = setting(
-        4e-3,
-        "Weight of tr(dW C dW^T), what the update moves elsewhere; of more than four edits each has four's share.",
+        0.01,
+        "Weight of tr(dW C dW^T), what the update moves elsewhere, as a share of the loss that is left.",
         at_least=0,
     )
     drift_weight: float = setting(2.0, "Weight of the KL divergence to the base on its own answers.", at_least=0)
@@ -97,7 +95,10 @@ def train(
     checkpoints: Checkpoints,
     progress: Progress,
 ) -> Trained:
-    """Adam on the factors: the drawn answers' mean loss + drift_weight * KL to the base + size_weight * size.
+    """Adam on the factors: the drawn answers' mean loss * (1 + size_weight * size) + drift_weight * KL to the base.
+
+    The size counts as a share of the loss, and no gradient goes through that share. The gradient of the loss vanishes
+    with the loss; a weight of its own would decide at which loss training comes to rest, the sooner the more edits.
 
     Args:
         first: the lowest edited block, which the texts enter.
@@ -111,7 +112,6 @@ def train(
     judged = state.judged
     drawn_at_once = min(config.batch, 2 * len(judged), len(trainees))
     drift_at_once = max(1, round(config.drift_share * drawn_at_once))
-    size_weight = config.size_weight * min(1.0, SHARED_BY / len(judged))
     budget = round(config.max_steps * len(trainees) / drawn_at_once)
     progress.stage("training", budget)
     key = _digest(trainees, teacher, factors, config, seed)
@@ -127,7 +127,8 @@ def train(
         check_finite(losses, f"The loss of step {step}")
         state.note(drawn, losses, right)
         weights = losses.new_tensor([trainees[i].weight for i in drawn])
-        ((weights * losses).sum() / weights.sum() + size_weight * factors.size()).backward()
+        loss = (weights * losses).sum() / weights.sum()
+        (loss + config.size_weight * loss.detach() * factors.size()).backward()
         known = teacher.drawn(drift_at_once, generator) if config.drift_weight else []
         if known:
             batch = Batch.of([one.text for one in known])
@@ -169,7 +170,7 @@ class _State:
         return sum(seen) / max(1, len(seen))
 
     def done(self, stop_loss: float) -> bool:
-        return all(self.right[i] and self.losses[i] < stop_loss for i in self.judged)
+        return all(self.right[i] for i in self.judged) and self.mean_loss() < stop_loss
 
 
 def answers(

@@ -138,7 +138,6 @@ def reference_training(
     generator = torch.Generator().manual_seed(seed)
     judged = [i for i, text in enumerate(texts) if text.judged]
     count = min(config.batch, 2 * len(judged), len(texts))
-    shared = min(1.0, 4 / len(judged))
     budget = round(config.max_steps * len(texts) / count)
     losses, right = [UNSEEN] * len(texts), [False] * len(texts)
     moments = [(torch.zeros_like(leaf), torch.zeros_like(leaf)) for leaf in leaves]
@@ -150,14 +149,15 @@ def reference_training(
         return [loss for loss, _ in found]
 
     def done() -> bool:
-        return all(right[i] and losses[i] < config.stop_loss for i in judged)
+        return all(right[i] for i in judged) and sum(losses[i] for i in judged) / len(judged) < config.stop_loss
 
     for step in range(1, budget + 1):
         chances = [text.weight * max(loss, FORGOTTEN) for text, loss in zip(texts, losses, strict=True)]
         drawn = torch.multinomial(torch.tensor(chances), count, generator=generator).tolist()
         update = dense()
         weighted = [texts[i].weight * loss for i, loss in zip(drawn, ask(drawn, update), strict=True)]
-        objective = sum(weighted) / sum(texts[i].weight for i in drawn) + config.size_weight * shared * size(update)
+        loss = sum(weighted) / sum(texts[i].weight for i in drawn)
+        objective = loss + config.size_weight * loss.item() * size(update)
         objective = objective + drift(model, pools, count, update, config, generator)
         rate = config.learning_rate * min(1.0, step / WARM_UP)
         for leaf, grad, (m, v) in zip(leaves, torch.autograd.grad(objective, leaves), moments, strict=True):
