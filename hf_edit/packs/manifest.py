@@ -14,6 +14,8 @@ from hf_edit.packs import strict_json
 
 
 FORMAT_VERSION = 1
+GENERATIONS = 20
+"""How far back a pack tells where it comes from, itself not counted: one that is added to daily must not grow for it."""
 LAYOUTS = ("portable", "compact", "bf16", "sparse", "all-layers")
 ORIENTATIONS = ("linear", "conv1d")
 """How the base stores the weight: `linear` (d_out, d_in), `conv1d` (d_in, d_out)."""
@@ -107,12 +109,12 @@ class Manifest:
         return (first, second) if self.modules[module].orientation == "linear" else (second, first)
 
     def lineage(self) -> dict[str, Any]:
-        """What a pack made from this one says of it, as JSON."""
+        """What a pack made from this one says of it, as JSON; of its own ancestors the last generations."""
         return {
             "method": {"name": self.method.name, "config": dict(self.method.config)},
             "seed": self.seed,
             "edits": asdict(self.edits),
-            "parents": list(self.parents),
+            "parents": _recent(self.parents, GENERATIONS - 1),
         }
 
     def with_files(self, files: Mapping[str, bytes]) -> Manifest:
@@ -152,6 +154,17 @@ class Manifest:
 def sha256(data: bytes) -> str:
     """Hexadecimal digest."""
     return hashlib.sha256(data).hexdigest()
+
+
+def _recent(parents: Any, generations: int) -> list[Any]:
+    """Ancestors down to so many generations. What a pack says of its parents is not checked on reading."""
+    if not generations or not isinstance(parents, (list, tuple)):
+        return []
+    return [
+        {**parent, "parents": _recent(parent.get("parents"), generations - 1)}
+        for parent in parents
+        if isinstance(parent, Mapping)
+    ]
 
 
 def _validate(manifest: Manifest) -> None:

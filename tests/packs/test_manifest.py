@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from hf_edit.errors import PackError
 from hf_edit.packs import strict_json
-from hf_edit.packs.manifest import Manifest, sha256
+from hf_edit.packs.manifest import GENERATIONS, Manifest, sha256
 from tests.packs.make import make_pack
 from tests.tiny import tiny_model
 
@@ -96,3 +97,14 @@ def test_an_altered_manifest_is_noticed() -> None:
     data = MANIFEST.to_bytes().replace(b'"seed": 0', b'"seed": 1')
     with pytest.raises(PackError, match="was altered"):
         Manifest.from_bytes(data)
+
+
+def test_the_lineage_goes_back_a_bounded_number_of_generations() -> None:
+    manifest = MANIFEST
+    for _ in range(GENERATIONS + 5):
+        manifest = replace(manifest, parents=(manifest.lineage(),))
+    depth, parents = 0, manifest.parents
+    while parents:
+        depth, parents = depth + 1, parents[0]["parents"]
+    assert depth == GENERATIONS
+    assert Manifest.from_bytes(manifest.to_bytes()) == manifest
