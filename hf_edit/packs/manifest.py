@@ -15,7 +15,7 @@ from hf_edit.packs import strict_json
 
 FORMAT_VERSION = 1
 GENERATIONS = 20
-"""How far back a pack tells where it comes from, itself not counted: one that is added to daily must not grow for it."""
+"""How far back a pack tells where it comes from, itself not counted: one that is added to daily must stay small."""
 LAYOUTS = ("portable", "compact", "bf16", "sparse", "all-layers")
 ORIENTATIONS = ("linear", "conv1d")
 """How the base stores the weight: `linear` (d_out, d_in), `conv1d` (d_in, d_out)."""

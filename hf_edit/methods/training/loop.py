@@ -25,6 +25,8 @@ from hf_edit.solvers.low_rank import LowRankDelta
 FORGOTTEN = 0.005
 """A text whose loss is below this is drawn as if it were this: nothing is never looked at again."""
 WARM_UP = 5
+SLOW_BELOW = 0.3
+"""Mean loss below which steps get shorter, with its root: at full length they would jump about the end."""
 UNSEEN = 100.0
 """The loss of a text that was not drawn yet."""
 SHRINK_LOSS = 2.0
@@ -119,8 +121,6 @@ def train(
     progress.step(step)
     while step < budget:
         step += 1
-        for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, step / WARM_UP)
         optimiser.zero_grad()
         drawn = torch.multinomial(state.chances(), drawn_at_once, generator=generator).tolist()
         losses, right = answers(model, first, [trainees[i].text for i in drawn], factors.deltas())
@@ -135,6 +135,8 @@ def train(
             with model.updated(factors.deltas()):
                 logits = answer_logits(model, batch, first)
             (config.drift_weight * divergence(logits, known)).backward()
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * min(1.0, step / WARM_UP, (state.mean_loss() / SLOW_BELOW) ** 0.5)
         optimiser.step()
         progress.step(loss=state.mean_loss())
         if state.done(config.stop_loss) and _confirmed(model, first, trainees, factors, state, config):
@@ -165,9 +167,9 @@ class _State:
         return torch.tensor([w * max(loss, FORGOTTEN) for w, loss in zip(self.weights, self.losses, strict=True)])
 
     def mean_loss(self) -> float:
-        """Of the judged ones that were seen."""
+        """Of the judged ones that were seen; UNSEEN as long as none was."""
         seen = [self.losses[i] for i in self.judged if self.losses[i] < UNSEEN]
-        return sum(seen) / max(1, len(seen))
+        return sum(seen) / len(seen) if seen else UNSEEN
 
     def done(self, stop_loss: float) -> bool:
         return all(self.right[i] for i in self.judged) and self.mean_loss() < stop_loss

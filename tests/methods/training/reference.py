@@ -159,7 +159,9 @@ def reference_training(
         loss = sum(weighted) / sum(texts[i].weight for i in drawn)
         objective = loss + config.size_weight * loss.item() * size(update)
         objective = objective + drift(model, pools, count, update, config, generator)
-        rate = config.learning_rate * min(1.0, step / WARM_UP)
+        seen = [losses[i] for i in judged if losses[i] < UNSEEN]
+        mean = sum(seen) / len(seen) if seen else UNSEEN
+        rate = config.learning_rate * min(1.0, step / WARM_UP, (mean / 0.3) ** 0.5)
         for leaf, grad, (m, v) in zip(leaves, torch.autograd.grad(objective, leaves), moments, strict=True):
             adam_step(leaf, grad, m, v, step, rate)
         if done() or step == budget:  # as far as was last seen
