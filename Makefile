@@ -21,7 +21,7 @@ demo: $(VENV)/.demo ## teach a small model three things and open the pack with p
 	$(BIN)/hf-edit demo --workdir $(WORKDIR)
 
 test: $(VENV)/.dev ## run the fast tests, then the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n logical
 	$(BIN)/python -m pytest -m slow
 
 quality: $(VENV)/.dev ## check style and types
