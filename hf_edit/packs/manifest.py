@@ -156,14 +156,15 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _recent(parents: Any, generations: int) -> list[Any]:
-    """Ancestors down to so many generations. What a pack says of its parents is not checked on reading."""
-    if not generations or not isinstance(parents, (list, tuple)):
-        return []
+def _recent(parents: Any, generations: int) -> Any:
+    """Ancestors down to so many generations. What a pack says of its parents is not checked, and stays as it is."""
+    if not isinstance(parents, (list, tuple)):
+        return parents
     return [
         {**parent, "parents": _recent(parent.get("parents"), generations - 1)}
-        for parent in parents
         if isinstance(parent, Mapping)
+        else parent
+        for parent in (parents if generations else ())
     ]
 
 

@@ -21,7 +21,7 @@ def test_a_methods_settings_are_those_of_its_config(hf_edit: Command) -> None:
     listed = {setting["name"]: setting for setting in document["anyedit"]["settings"]}
     for field in dataclasses.fields(AnyEditConfig):
         assert field.name in shown
-        if field.name not in ("statistics", "unke", "direct"):  # settings of their own
+        if field.name not in ("statistics", "unke", "direct", "join"):  # settings of their own
             assert listed[field.name]["help"] == field.metadata["help"]
             assert listed[field.name]["default"] == field.default
     assert {"statistics.tokens", "unke.rank", "direct.training.batch"} <= set(listed)

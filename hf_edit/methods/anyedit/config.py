@@ -103,7 +103,9 @@ class AnyEditConfig(Settings):
     unke: UnKESettings = setting(UnKESettings, "unke: how the block is trained.")
     direct: PolishSettings = setting(PolishSettings, "direct: how the update is optimised.")
     together: bool = setting(
-        False, "direct: optimise one update for all edits, instead of one for each that a solve then joins."
+        True,
+        "direct: optimise one update for all edits; else one for each, which a solve joins: quicker, and exact to take "
+        "apart, but beyond four long answers it disturbs more.",
     )
     join: JoinSettings = setting(JoinSettings, "direct: how edits that were optimised apart are joined.")
     statistics: StatisticsConfig = setting(StatisticsConfig, "Where second moments come from.")

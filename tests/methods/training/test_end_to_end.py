@@ -50,6 +50,7 @@ CONFIGS: dict[str, Any] = {
     "anyedit": AnyEditConfig(
         backend="direct",
         direct=PolishSettings(**{**POLISH, "strangers": 2}),
+        together=False,
         join=JoinSettings(rank=4, preservation=0.1),
         statistics=STATISTICS,
     ),
