@@ -104,7 +104,7 @@ class AnyEditConfig(Settings):
     direct: PolishSettings = setting(PolishSettings, "direct: how the update is optimised.")
     together: bool = setting(
         True,
-        "direct: optimise one update for all edits; else one for each, which a solve joins: quicker, and exact to take "
+        "direct: optimise one update for all edits; else one for each, which a solve joins: quicker, exact to take "
         "apart, but beyond four long answers it disturbs more.",
     )
     join: JoinSettings = setting(JoinSettings, "direct: how edits that were optimised apart are joined.")
