@@ -75,7 +75,8 @@ def stack(
         ComposeError: no packs, packs of two prompt formats, or two answers to one question.
 
     Warns:
-        HfEditWarning: questions that the packs answer differently; a sum in which packs disturb each other.
+        HfEditWarning: questions that the packs answer differently; edits that are not answered word for word after the
+            solve; a sum in which packs disturb each other.
     """
     if mode not in ("solve", "add") or on_conflict not in ("warn", "error"):
         raise ComposeError(
@@ -169,7 +170,9 @@ class _Combination:
             self.progress.stage("solve", 1)
             joined = join.solved()
             self.progress.step()
-            receipt = {"preservation": joined.preservation, "lost_to_rank": joined.lost_to_rank}
+            right = {one.edit.id: ok for one, ok in zip(kept, joined.right, strict=True)}
+            _warn_of_missed(right)
+            receipt = {"preservation": joined.preservation, "lost_to_rank": joined.lost_to_rank, "right": right}
             return self._pack("revert" if reverted else "stack", kept, joined.deltas, receipt)
 
     def sum(self) -> EditPack:
@@ -233,6 +236,17 @@ def _format_of(packs: Sequence[EditPack]) -> str:
             "Stack packs of one format; packs of different formats can be attached side by side.",
         )
     return formats[0]
+
+
+def _warn_of_missed(right: Mapping[str, bool]) -> None:
+    missed = [id for id, ok in right.items() if not ok]
+    if missed:
+        warnings.warn(
+            f"{len(missed)} of {len(right)} edits are not answered word for word after the solve: "
+            f"{', '.join(missed[:5])}. Polish the pack, or raise its rank.",
+            HfEditWarning,
+            stacklevel=4,
+        )
 
 
 def _disturbance(taught: Sequence[Taught], deltas: Mapping[str, LowRankDelta]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from hf_edit.compose.combine import revert, stack
 from hf_edit.compose.config import CombineConfig
 from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import BaseMismatchError, ComposeError, HfEditWarning
+from hf_edit.methods.joining.update import PRESERVATIONS
 from hf_edit.models.editable import EditableModel
 from hf_edit.packs.pack import EditPack
 from hf_edit.prompting import PromptFormat
@@ -21,6 +22,9 @@ from tests.packs.make import make_pack, random_deltas
 from tests.snapshots import snapshot
 from tests.tiny import tiny_model, tiny_tokenizer
 
+
+# random updates answer nothing as asked
+pytestmark = pytest.mark.filterwarnings("ignore:.*not answered word for word:hf_edit.errors.HfEditWarning")
 
 CONFIG = CombineConfig(
     rank=64,
@@ -151,6 +155,21 @@ def test_the_parents_are_named(model) -> None:
     both = stacked(model, a, b)
     assert [parent["edits"]["count"] for parent in both.manifest.parents] == [1, 1]
     assert both.manifest.method.name == "stack"
+
+
+def test_edits_that_a_solve_loses_are_named(model) -> None:
+    with pytest.warns(HfEditWarning, match="2 of 2 edits are not answered word for word after the solve: q0, q1"):
+        both = stacked(model, pack_of(model, 0), pack_of(model, 1))
+    assert both.manifest.receipt["right"] == {"q0": False, "q1": False}
+
+
+def test_lambda_is_looked_for_and_the_same_in_every_grouping(model) -> None:
+    a, b, c = pack_of(model, 0), pack_of(model, 1), pack_of(model, 2)
+    free = replace(CONFIG, preservation=None)
+    together = stacked(model, a, b, c, config=free)
+    grouped = stacked(model, stacked(model, c, a, config=free), b, config=free)
+    assert together.manifest.receipt["preservation"] == grouped.manifest.receipt["preservation"] == PRESERVATIONS[0]
+    assert difference(together, grouped) <= 1e-4
 
 
 def test_an_edit_of_two_packs_is_taken_once(model) -> None:

@@ -79,13 +79,13 @@ class Join:
         """
         if self._settings.preservation is not None:
             return self._solved(self._settings.preservation)
-        least = self._solved(PRESERVATIONS[-1])
-        wanted, best = self._right(least), least
+        best = self._solved(PRESERVATIONS[-1])
+        wanted = sum(best.right)
         low, high = 0, len(PRESERVATIONS) - 1
         while low < high:  # the first of PRESERVATIONS that keeps as many answers as the last
             middle = (low + high) // 2
             tried = self._solved(PRESERVATIONS[middle])
-            if self._right(tried) >= wanted:
+            if sum(tried.right) >= wanted:
                 best, high = tried, middle
             else:
                 low = middle + 1
@@ -100,12 +100,12 @@ class Join:
             delta, error = solve.solve(preservation, rank)
             if delta.rank:
                 deltas[name], lost[name] = delta.to(dtype), round(error, 6)
-        return Joined(deltas, preservation, lost)
+        return Joined(deltas, preservation, lost, self._right(deltas))
 
     @torch.no_grad()
-    def _right(self, joined: Joined) -> int:
-        """How many edits the update answers, token for token."""
-        return sum(bool(answers(self._model, self._first, [text], joined.deltas)[1].all()) for text in self._texts)
+    def _right(self, deltas: Mapping[str, LowRankDelta]) -> list[bool]:
+        """Whether the update gives each edit's answer, token for token."""
+        return [bool(answers(self._model, self._first, [text], deltas)[1].all()) for text in self._texts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +116,10 @@ class Joined:
         deltas: linear name -> change.
         preservation: the lambda that it was solved with.
         lost_to_rank: linear name -> what the bound on its rank cost; see `JointSolve.solve`.
+        right: per edit, in the order in which they were added, whether its answer is given token for token.
     """
 
     deltas: dict[str, LowRankDelta]
     preservation: float
     lost_to_rank: dict[str, float]
+    right: list[bool]
