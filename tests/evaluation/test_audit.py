@@ -180,7 +180,7 @@ def test_a_trained_pack_is_honest_and_the_same_with_an_edit_left_out_is_not(
 
 def test_a_source_that_the_pack_does_not_follow_explains_nothing(cached: None) -> None:
     settings = PolishSettings(strangers=0, conversations=4, training=TrainingConfig(max_steps=6), layers=(0, LAYER))
-    config = AnyEditConfig(backend="direct", direct=settings, statistics=STATISTICS, format="plain")
+    config = AnyEditConfig(backend="direct", direct=settings, together=False, statistics=STATISTICS, format="plain")
     pack = hf_edit.edit(wide_model(), tiny_tokenizer(), some_edits(3, 8), config)
     view = EditableModel.of(wide_model())
     linears = view.linears_named(pack.deltas)
