@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from hf_edit.edits import Edit, EditSet
     from hf_edit.packs.pack import EditPack
 
-SPARE_TOKENS = 32
-"""How much longer than the longest target an answer may grow before it is cut off."""
-
 
 def apply(
     model: Model,
@@ -206,7 +203,7 @@ def pack_of(
         reverted: edits taken back, which are asked too.
     """
     from hf_edit.compose.attach import attach
-    from hf_edit.evaluation.answers import greedy_answers
+    from hf_edit.evaluation.answers import edit_answers
     from hf_edit.models.loading import load_model
     from hf_edit.prompting import PromptFormat
 
@@ -216,9 +213,7 @@ def pack_of(
     def ask() -> list[str] | None:
         if not with_answers:
             return None
-        asked = [*pack.edits, *reverted]
-        longest = max(len(prompts.encode(e.prompt, e.target).answer_ids) for e in asked)
-        return greedy_answers(model, prompts, [e.prompt for e in asked], max_new_tokens=longest + SPARE_TOKENS)
+        return edit_answers(model, prompts, [*pack.edits, *reverted])
 
     resume = out.parent / f".{out.name}.resume"
     started = time.perf_counter()

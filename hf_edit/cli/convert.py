@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_edit.cli.apply import SPARE_TOKENS, check_target
+from hf_edit.cli.apply import check_target
 from hf_edit.cli.inputs import read_settings
 from hf_edit.cli.options import Answers, Assignments, Config, Device, Dtype, Json, Out, Pack, Revision
 from hf_edit.cli.output import folder_size, last_text, print_facts, print_json, print_table, readable_size, shortened
@@ -158,23 +158,20 @@ def _sparsified(
 
 def _distance(before: LowRankDelta, after: LowRankDelta) -> float:
     """|before - after| / |before|, Frobenius."""
-    from hf_edit.solvers.low_rank import LowRankDelta, concatenated
-
     whole = before.norm()
-    return round(concatenated([before, LowRankDelta(-after.B, after.A)]).norm() / whole, 6) if whole else 0.0
+    return round(before.minus(after).norm() / whole, 6) if whole else 0.0
 
 
 def _answers(pack: EditPack, model: Any, tokenizer: Any) -> list[str]:
     """What the base says with the pack on to the prompts of its edits."""
     from hf_edit.compose.attach import attach, detach
-    from hf_edit.evaluation.answers import greedy_answers
+    from hf_edit.evaluation.answers import edit_answers
     from hf_edit.prompting import PromptFormat
 
     prompts = PromptFormat.of(pack.manifest.prompt_format.name, tokenizer)
-    longest = max(len(prompts.encode(edit.prompt, edit.target).answer_ids) for edit in pack.edits)
     name = attach(model, pack)
     try:
-        return greedy_answers(model, prompts, [edit.prompt for edit in pack.edits], longest + SPARE_TOKENS)
+        return edit_answers(model, prompts, pack.edits)
     finally:
         detach(model, name)
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from hf_edit.edits import Edit
-from hf_edit.methods.joining.asked import Asked, asked_by_factors, asked_by_values
+from hf_edit.methods.joining.asked import Asked, asked_by_factors, asked_by_values, tells_all
 from hf_edit.methods.training.texts import prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.packs.pack import EditPack
@@ -36,17 +33,9 @@ def taught_by(
     deltas = {name: delta.to(device=model.device) for name, delta in pack.deltas.items()}
     texts = prepared(model, [prompts.encode(edit.prompt, edit.target) for edit in pack.edits], first)
     for index, (edit, text) in enumerate(zip(pack.edits, texts, strict=True)):
-        told = _told(pack, index, len(text.ids) - 1)
-        if told is not None:
-            yield Taught(edit, asked_by_values(model, text, linears, first, told))
+        said = {} if pack.source is None else pack.source[index]
+        if tells_all(said, pack.deltas, len(text.ids) - 1):
+            values = {name: wanted.values for name, wanted in said.items()}
+            yield Taught(edit, asked_by_values(model, text, linears, first, values))
         else:
             yield Taught(edit, asked_by_factors(model, text, linears, first, deltas))
-
-
-def _told(pack: EditPack, index: int, length: int) -> dict[str, Tensor] | None:
-    """The values of an edit for all of its tokens, if the pack's source has them for every linear."""
-    said = {} if pack.source is None else pack.source[index]
-    every = torch.arange(length)
-    if set(said) != set(pack.deltas) or not all(torch.equal(kv.positions.cpu(), every) for kv in said.values()):
-        return None
-    return {name: wanted.values for name, wanted in said.items()}

@@ -25,6 +25,7 @@ from hf_edit.compose.union import left_out, union
 from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import ComposeError, HfEditWarning
 from hf_edit.methods.joining.update import Join
+from hf_edit.methods.training.outcome import warn_of_missed
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.generation import continuations
@@ -171,7 +172,7 @@ class _Combination:
             joined = join.solved()
             self.progress.step()
             right = {one.edit.id: ok for one, ok in zip(kept, joined.right, strict=True)}
-            _warn_of_missed(right)
+            warn_of_missed(right, "word for word after the solve", "Polish the pack, or raise its rank.")
             receipt = {"preservation": joined.preservation, "lost_to_rank": joined.lost_to_rank, "right": right}
             return self._pack("revert" if reverted else "stack", kept, joined.deltas, receipt)
 
@@ -238,17 +239,6 @@ def _format_of(packs: Sequence[EditPack]) -> str:
     return formats[0]
 
 
-def _warn_of_missed(right: Mapping[str, bool]) -> None:
-    missed = [id for id, ok in right.items() if not ok]
-    if missed:
-        warnings.warn(
-            f"{len(missed)} of {len(right)} edits are not answered word for word after the solve: "
-            f"{', '.join(missed[:5])}. Polish the pack, or raise its rank.",
-            HfEditWarning,
-            stacklevel=4,
-        )
-
-
 def _disturbance(taught: Sequence[Taught], deltas: Mapping[str, LowRankDelta]) -> dict[str, float]:
     """Edit id -> what a sum adds along the edit's text beyond its own values, relative to these.
 
@@ -260,7 +250,7 @@ def _disturbance(taught: Sequence[Taught], deltas: Mapping[str, LowRankDelta]) -
         own = beside = 0.0
         for name, delta in deltas.items():
             keys = one.asked.keys[name]
-            moved = keys.to(delta.A) @ delta.A.to(keys.device).T @ delta.B.to(keys.device).T  # (T - 1, d_out)
+            moved = delta.to(device=keys.device).outputs(keys.to(delta.A.dtype))  # (T - 1, d_out)
             values = one.asked.values.get(name, torch.zeros_like(moved))
             own += float(values.square().sum())
             beside += float((moved - values).square().sum())

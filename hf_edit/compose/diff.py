@@ -15,7 +15,7 @@ from hf_edit.edits import Edit, EditSet, question_of
 from hf_edit.packs.card import ancestry, escaped
 from hf_edit.packs.manifest import Manifest
 from hf_edit.packs.pack import EditPack
-from hf_edit.solvers.low_rank import LowRankDelta, concatenated
+from hf_edit.solvers.low_rank import LowRankDelta
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _module_change(before: LowRankDelta | None, after: LowRankDelta | None) -> M
         return ModuleChange(before.norm(), after.norm(), None)
     if torch.equal(before.B, after.B) and torch.equal(before.A, after.A):  # exactly 0, not a cancelled sum
         return ModuleChange(before.norm(), after.norm(), 0.0)
-    return ModuleChange(before.norm(), after.norm(), concatenated([LowRankDelta(-before.B, before.A), after]).norm())
+    return ModuleChange(before.norm(), after.norm(), after.minus(before).norm())
 
 
 def _changes(difference: PackDiff) -> Iterator[str]:

@@ -130,7 +130,7 @@ def _same(first: Mapping[str, LowRankDelta], second: Mapping[str, LowRankDelta])
     if first.keys() != second.keys():
         return False
     pairs = [(d.to(second[name].B.dtype).to(d.B.dtype), second[name].to(d.B.dtype)) for name, d in first.items()]
-    return all(concatenated([a, _scaled(b, -1.0)]).norm() <= _SAME * a.norm() for a, b in pairs)
+    return all(a.minus(b).norm() <= _SAME * a.norm() for a, b in pairs)
 
 
 def _scaled(delta: LowRankDelta, scale: float) -> LowRankDelta:

@@ -132,8 +132,7 @@ def _moments(
     progress: Progress,
 ) -> dict[str, Tensor]:
     moments = Preserved(view, prompts, settings.statistics, settings.seed, progress).moments(linears)
-    weights = moments.collected(settings.moment_weights())
-    return {linear.name: moments.combined(linear.name, weights).to(view.device) for linear in linears}
+    return moments.combined_each([linear.name for linear in linears], settings.moment_weights(), view.device)
 
 
 def _prompts_of(pack: EditPack, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:

@@ -7,10 +7,20 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel
 
 from hf_edit.batching import batched
-from hf_edit.edits import Prompt
+from hf_edit.edits import Edit, Prompt
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.generation import continuations
 from hf_edit.prompting import PromptFormat
+
+
+SPARE_TOKENS = 32
+"""How much longer than the longest target an answer may grow before it is cut off."""
+
+
+def edit_answers(model: PreTrainedModel, prompts: PromptFormat, edits: Sequence[Edit]) -> list[str]:
+    """What the model says to the prompts of edits."""
+    longest = max(len(prompts.encode(edit.prompt, edit.target).answer_ids) for edit in edits)
+    return greedy_answers(model, prompts, [edit.prompt for edit in edits], longest + SPARE_TOKENS)
 
 
 def greedy_answers(

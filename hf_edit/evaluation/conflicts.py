@@ -101,7 +101,7 @@ def _keys(
 ) -> list[Keys]:
     view = EditableModel.of(model)
     changed = {module for pack in packs for module in pack.deltas}
-    linears = [x for layer in range(view.n_layers) for x in view.block_linears(layer) if x.name in changed]
+    linears = view.linears_named(changed)
     progress.stage("keys", len(packs))
     found = []
     with borrowed(view.model):

@@ -17,7 +17,7 @@ from hf_edit.compose.attach import attach
 from hf_edit.compose.conflicts.report import Answered, EditName, EditOutcome, Interference
 from hf_edit.compose.structure import Structure
 from hf_edit.edits import EditSet
-from hf_edit.evaluation.answers import greedy_answers
+from hf_edit.evaluation.answers import edit_answers
 from hf_edit.evaluation.scores import exact
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
@@ -26,8 +26,6 @@ from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded, PromptFormat
 
 
-SPARE_TOKENS = 32
-"""How much longer than the longest target an answer may grow before it is cut off."""
 SCORED_AT_ONCE = 8
 
 
@@ -87,8 +85,7 @@ def attached(model: PreTrainedModel | PeftModel, packs: Sequence[EditPack]) -> I
 def _asked(view: EditableModel, prompts: PromptFormat, edits: EditSet) -> list[Answered]:
     """What the model as it stands makes of these edits."""
     texts = [prompts.encode(edit.prompt, edit.target) for edit in edits]
-    longest = max(len(text.answer_ids) for text in texts)
-    answers = greedy_answers(view.model, prompts, [edit.prompt for edit in edits], longest + SPARE_TOKENS)
+    answers = edit_answers(view.model, prompts, edits)
     return [
         Answered(exact(answer, edit.target), loss, answer)
         for edit, answer, loss in zip(edits, answers, _losses(view, texts), strict=True)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_edit.errors import UnsupportedModelError
+from hf_edit.hub.client import is_repo_id
 from hf_edit.models.commit import cached_commit
 from hf_edit.models.fingerprint import base_modules, dtype_name, model_fingerprint, tensor_digests
 from hf_edit.packs.manifest import Base, BaseTensor, Module
@@ -36,7 +34,7 @@ def describe_base(
     weights = {f"{name}.weight": modules[name].weight for name in ranks}
     config = model.config
     origin = config._name_or_path or None
-    id = origin if origin is not None and _is_repository_id(origin) else None
+    id = origin if origin is not None and is_repo_id(origin) else None
     base = Base(
         id=id,
         revision=getattr(config, "_commit_hash", None) or (cached_commit(id, weights) if id else None),
@@ -52,11 +50,3 @@ def describe_base(
         name: Module(rank, "conv1d" if isinstance(modules[name], Conv1D) else "linear") for name, rank in ranks.items()
     }
     return base, None if id else origin, records
-
-
-def _is_repository_id(name: str) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return not os.path.exists(name)

@@ -41,6 +41,14 @@ class LowRankDelta:
         """The product, (d_out, d_in). For tests and merges; nothing else needs it."""
         return self.B @ self.A
 
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """What the delta adds, (..., d_out), to the outputs for inputs (..., d_in) of its dtype and device."""
+        return inputs @ self.A.T @ self.B.T
+
+    def minus(self, other: LowRankDelta) -> LowRankDelta:
+        """The exact difference to another delta of this shape, ranks added."""
+        return concatenated([self, LowRankDelta(-other.B, other.A)])
+
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> LowRankDelta:
         """Both factors in another dtype or on another device."""
         return LowRankDelta(self.B.to(device=device, dtype=dtype), self.A.to(device=device, dtype=dtype))

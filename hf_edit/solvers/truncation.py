@@ -37,6 +37,5 @@ def truncated(delta: LowRankDelta, rank: int, C: Tensor | None = None) -> tuple[
     L = penalty(C, 1.0, RIDGE).factor
     kept, outputs = LowRankDelta(whole.B, whole.A @ L).compressed(rank)
     smaller = LowRankDelta(kept.B, torch.linalg.solve_triangular(L, kept.A, upper=False, left=False))
-    lost = LowRankDelta(torch.cat([whole.B, -smaller.B], dim=1), torch.cat([whole.A, smaller.A]))
-    weights = lost.norm() / whole.norm() if whole.norm() > 0 else 0.0
+    weights = whole.minus(smaller).norm() / whole.norm() if whole.norm() > 0 else 0.0
     return smaller.to(delta.B.dtype, delta.B.device), TruncationError(weights, outputs)

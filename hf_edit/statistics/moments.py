@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +54,13 @@ class SecondMoments:
                     "Collect them for this layer and format, or set the weight of that part to 0.",
                 )
         return torch.stack([weight * self.matrices[part][name].double() for part, weight in wanted.items()]).sum(0)
+
+    def combined_each(
+        self, names: Iterable[str], weights: Mapping[str, float], device: torch.device
+    ) -> dict[str, Tensor]:
+        """Linear name -> `combined`, over the parts that were collected."""
+        collected = self.collected(weights)
+        return {name: self.combined(name, collected).to(device) for name in names}
 
 
 class Accumulator:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,7 +28,6 @@ from hf_edit.errors import (
     ComputationError,
     ConfigError,
     HfEditError,
-    HfEditWarning,
     PackError,
     UnsupportedModelError,
 )
@@ -37,7 +35,6 @@ from hf_edit.packs.pack import EditPack
 from tests.compose.test_attach import (
     TOLERANCE,
     assert_same_weights,
-    fill_randomly,
     peft_model,
     picture,
     with_user_lora,
@@ -444,44 +441,6 @@ def test_unmerging_refuses_weights_that_the_merge_did_not_leave() -> None:
         unmerge(tiny_model(), receipt)
     with pytest.raises(BaseMismatchError, match="no linear map"):
         unmerge(tiny_model("gpt2"), receipt)
-
-
-def test_copies_and_pickles_of_a_merged_model_stand_alone(tmp_path: Path) -> None:
-    model = tiny_model()
-    receipt = merge(model, make_pack(model))
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        merged = logits(model)
-        other.save_pretrained(tmp_path)
-        unmerge(other, tmp_path)
-        assert "save_pretrained" not in vars(other)
-        assert torch.equal(logits(other), logits(tiny_model()))
-        assert torch.equal(logits(model), merged)
-    unmerge(model, receipt)
-
-
-def test_a_merged_model_that_changed_is_saved_without_a_receipt(tmp_path: Path) -> None:
-    model = tiny_model()
-    merge(model, make_pack(model))
-    with pytest.warns(HfEditWarning, match="without a way to unmerge"):
-        model.to(torch.bfloat16).save_pretrained(tmp_path)
-    assert not (tmp_path / "merge_receipt").exists()
-    with pytest.raises(PackError, match="no folder merge_receipt"):
-        unmerge(model, tmp_path)
-
-
-@pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")
-def test_saving_only_adapters_writes_no_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # PEFT asks the Hub for the base's config
-    model = tiny_model()
-    merge(model, make_pack(model))
-    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]), "mine")
-    fill_randomly(model, "mine")
-    model.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "generation_config.json",
-    ]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -45,7 +45,9 @@ def with_own_answers(model: torch.nn.Module, seed: int, *questions: str, wrong: 
 def no_longer_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random models do not stop by themselves: answers cut at the same length can be right."""
     monkeypatch.setattr(
-        measuring, "greedy_answers", lambda model, prompts, questions, n: greedy_answers(model, prompts, questions, 12)
+        measuring,
+        "edit_answers",
+        lambda model, prompts, edits: greedy_answers(model, prompts, [edit.prompt for edit in edits], 12),
     )
 
 
@@ -139,14 +141,14 @@ def test_the_model_comes_back_when_interrupted(host: str, monkeypatch: pytest.Mo
     before = snapshot(model)
     asked = []
 
-    def interrupted_with_two_attached(_: object, __: object, questions: list[str], ___: int) -> list[str]:
-        asked.append(questions)
+    def interrupted_with_two_attached(_: object, __: object, edits: EditSet) -> list[str]:
+        asked.append(edits)
         if len(asked) == 3:
             assert changed(before, snapshot(model))
             raise KeyboardInterrupt
-        return ["nothing"] * len(questions)
+        return ["nothing"] * len(edits)
 
-    monkeypatch.setattr(measuring, "greedy_answers", interrupted_with_two_attached)
+    monkeypatch.setattr(measuring, "edit_answers", interrupted_with_two_attached)
     with pytest.raises(KeyboardInterrupt):
         compare(packs()[:2], model=model, tokenizer=tiny_tokenizer())
     assert changed(before, snapshot(model)) == []

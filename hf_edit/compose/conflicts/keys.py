@@ -136,7 +136,7 @@ def _directions(delta: LowRankDelta) -> Tensor:
 
 def _change(delta: LowRankDelta, inputs: Tensor) -> float:
     """Frobenius norm of what the delta adds to the outputs for inputs (n, d_in)."""
-    return float(((inputs.double() @ delta.A.double().T) @ delta.B.double().T).norm())
+    return float(delta.to(torch.float64).outputs(inputs.double()).norm())
 
 
 def _ratio(part: float, whole: float) -> float:

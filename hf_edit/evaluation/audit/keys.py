@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_edit.methods.base import KeyValues
+from hf_edit.methods.joining.asked import tells_all
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.packs.pack import EditPack
 from hf_edit.prompting import PromptFormat
@@ -65,7 +66,7 @@ def _inputs(
     yield traced()
     if len(linears) == 1:
         return  # nothing below it is changed
-    if _tells_all(source, linears, ids.shape[1]):
+    if tells_all(source, [linear.name for linear in linears], ids.shape[1]):
         values = {name: wanted.values.to(view.device) for name, wanted in source.items()}
         with view.shifted({name: value[None] for name, value in values.items()}):
             inputs = traced()
@@ -76,18 +77,10 @@ def _inputs(
         yield traced()
 
 
-def _tells_all(source: Mapping[str, KeyValues], linears: Sequence[EditableLinear], length: int) -> bool:
-    """Whether a source has a value for every token and linear, as that of edits that a solve joined does."""
-    every = torch.arange(length)
-    return set(source) == {linear.name for linear in linears} and all(
-        torch.equal(wanted.positions.cpu(), every) for wanted in source.values()
-    )
-
-
 def _given(pack: EditPack, inputs: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> bool:
     """Whether the pack gives these values at these inputs; else they were written to make anything look explained."""
     for name, wanted in values.items():
         delta, keys = pack.deltas[name].to(device=wanted.device), inputs[name].to(torch.float32)
-        if (keys @ delta.A.T @ delta.B.T - wanted).norm() > CONSISTENT * wanted.norm():
+        if (delta.outputs(keys) - wanted).norm() > CONSISTENT * wanted.norm():
             return False
     return True

@@ -36,8 +36,8 @@ def whitening(
     settings, statistics, seed = recipe(pack)
     preserve = Preserved(model, prompts, statistics, seed, progress)
     moments = preserve.moments(linears)
-    weights = moments.collected({"text": 1.0} | _weights(settings, len(pack.edits)))
-    total = {linear.name: moments.combined(linear.name, weights).to(model.device) for linear in linears}
+    weights = {"text": 1.0} | _weights(settings, len(pack.edits))
+    total = moments.combined_each([linear.name for linear in linears], weights, model.device)
     if settings.get("stranger_weight") and settings.get("strangers"):
         asked = preserve.strangers(pack.edits, min(int(settings["strangers"]), MOST_STRANGERS))
         first = linears[0].layer

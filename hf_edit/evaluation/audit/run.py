@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_edit.edits import question_of
 from hf_edit.errors import ConfigError
-from hf_edit.evaluation.answers import greedy_answers
+from hf_edit.evaluation.answers import edit_answers
 from hf_edit.evaluation.audit.directions import examined
 from hf_edit.evaluation.audit.keys import in_place
 from hf_edit.evaluation.audit.report import AuditReport, Drifted, Reasked
@@ -33,8 +33,6 @@ from hf_edit.progress import Progress, Silent
 from hf_edit.prompting import Encoded, PromptFormat
 
 
-SPARE_TOKENS = 32
-"""How much longer than the longest target an answer may grow before it is cut off."""
 DRIFT_TOKENS = 24
 """Of the base's answer to an unrelated prompt: where they part, they part early."""
 DRIFT_LIMITS = 0.5, 1.0
@@ -90,11 +88,8 @@ def audit(
 def _reasked(view: EditableModel, prompts: PromptFormat, pack: EditPack, progress: Progress) -> list[Reasked]:
     progress.stage("listed edits", 1)
     encoded = [prompts.encode(edit.prompt, edit.target) for edit in pack.edits]
-    longest = max(len(text.answer_ids) for text in encoded)
     with in_place(view, pack):
-        answers = greedy_answers(
-            view.model, prompts, [edit.prompt for edit in pack.edits], max_new_tokens=longest + SPARE_TOKENS
-        )
+        answers = edit_answers(view.model, prompts, pack.edits)
         losses = [_loss(log_probs(view.model, text), text) for text in encoded]
     progress.step()
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +38,12 @@ class Asked:
         return {name: KeyValues(torch.arange(len(values)), values.cpu()) for name, values in self.values.items()}
 
 
+def tells_all(said: Mapping[str, KeyValues], linears: Iterable[str], length: int) -> bool:
+    """Whether what a source says of an edit has a value for each of these linears at each of `length` tokens."""
+    every = torch.arange(length)
+    return set(said) == set(linears) and all(torch.equal(kv.positions.cpu(), every) for kv in said.values())
+
+
 def asked_by_factors(
     model: EditableModel,
     text: Text,
@@ -53,7 +59,7 @@ def asked_by_factors(
     """
     with model.updated(deltas):
         keys = _keys(model, text, linears, first)
-    values = {name: keys[name].to(delta.A) @ delta.A.T @ delta.B.T for name, delta in deltas.items()}
+    values = {name: delta.outputs(keys[name].to(delta.A)) for name, delta in deltas.items()}
     return Asked(text, keys, values)
 
 

@@ -38,16 +38,14 @@ class Join:
         preserve: Preservation,
         settings: JoinSettings,
     ) -> None:
-        moments = preserve.moments(linears)
-        weights = moments.collected(settings.moment_weights())
+        moments = preserve.moments(linears).combined_each(
+            [linear.name for linear in linears], settings.moment_weights(), model.device
+        )
         self._model, self._linears, self._settings = model, linears, settings
         self._first = linears[0].layer
         self._texts: list[Text] = []
         self._solves = {
-            linear.name: JointSolve(
-                linear.d_out, moments.combined(linear.name, weights).to(model.device), settings.ridge
-            )
-            for linear in linears
+            linear.name: JointSolve(linear.d_out, moments[linear.name], settings.ridge) for linear in linears
         }
         self.hold_along(preserve.earlier, settings.earlier_weight)
 

@@ -8,7 +8,6 @@ packs of one.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from hf_edit.edits import EditSet
-from hf_edit.errors import HfEditWarning
 from hf_edit.methods.base import Checkpoints, EditResult, Preservation
 from hf_edit.methods.checkpoints import key_of
 from hf_edit.methods.joining.asked import Asked, asked_by_factors
@@ -25,6 +23,7 @@ from hf_edit.methods.joining.update import Join
 from hf_edit.methods.polish.config import PolishSettings
 from hf_edit.methods.polish.method import Polishing
 from hf_edit.methods.training.loop import answers
+from hf_edit.methods.training.outcome import warn_of_missed
 from hf_edit.methods.training.texts import Text, prepared
 from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Progress, Silent
@@ -97,14 +96,8 @@ def _note_answers(
     for text, (id, figures) in zip(texts, receipt.items(), strict=True):
         losses, right = answers(model, first, [text], deltas)
         receipt[id] = {"loss": round(float(losses[0]), 6), "right": bool(right[0]), **figures}
-    missed = [id for id, figures in receipt.items() if not figures["right"]]
-    if missed:
-        warnings.warn(
-            f"{len(missed)} of {len(receipt)} edits are not answered as asked: {', '.join(missed[:5])}. Polish the "
-            "pack, raise the rank, or raise max_steps of the training.",
-            HfEditWarning,
-            stacklevel=4,
-        )
+    answered = {id: figures["right"] for id, figures in receipt.items()}
+    warn_of_missed(answered, "as asked", "Polish the pack, raise the rank, or raise max_steps of the training.")
 
 
 def _packed(deltas: Mapping[str, LowRankDelta]) -> dict[str, Tensor]:

@@ -156,16 +156,14 @@ class Polishing:
     def _second_moments(self) -> dict[str, Tensor]:
         """Linear name -> C without strangers, (d_in, d_in) float64: what an update of this linear must not move."""
         model, settings = self._model, self._settings
-        moments = self._preserve.moments(self.linears)
-        collected = moments.collected(settings.moment_weights())
+        total = self._preserve.moments(self.linears).combined_each(
+            [linear.name for linear in self.linears], settings.moment_weights(), model.device
+        )
         earlier = moments_over(
             model, self.linears, prepared(model, self._preserve.earlier, self.first), self.first, answers=False
         )
-        total = {}
-        for linear in self.linears:
-            total[linear.name] = moments.combined(linear.name, collected).to(model.device)
-            if linear.name in earlier:
-                total[linear.name] += settings.earlier_weight * earlier[linear.name]
+        for name, moment in earlier.items():
+            total[name] += settings.earlier_weight * moment
         return total
 
 

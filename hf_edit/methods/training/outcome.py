@@ -22,12 +22,18 @@ def result_of(edits: EditSet, trained: Trained, deltas: Mapping[str, LowRankDelt
         edit.id: {"loss": round(loss, 6), "right": right, "steps": trained.steps, "scale": trained.scale}
         for edit, loss, right in zip(edits, trained.losses, trained.right, strict=True)
     }
-    missed = [name for name, figures in receipt.items() if not figures["right"]]
+    right = dict(zip(receipt, trained.right, strict=True))
+    how = f"as asked after {trained.steps} steps"
+    warn_of_missed(right, how, "Raise max_steps of the training, or the rank.")
+    return EditResult(deltas, None, receipt)
+
+
+def warn_of_missed(right: Mapping[str, bool], how: str, remedy: str) -> None:
+    """Warn with an HfEditWarning that names the edits, by id, that are not answered `how`; none is no news."""
+    missed = [id for id, ok in right.items() if not ok]
     if missed:
         warnings.warn(
-            f"{len(missed)} of {len(receipt)} edits are not answered as asked after {trained.steps} steps: "
-            f"{', '.join(missed[:5])}. Raise max_steps of the training, or the rank.",
+            f"{len(missed)} of {len(right)} edits are not answered {how}: {', '.join(missed[:5])}. {remedy}",
             HfEditWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    return EditResult(deltas, None, receipt)
