@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from hf_edit.methods.anyedit.config import AnyEditConfig, UnKEConfig
     from hf_edit.methods.finetune.config import FinetuneConfig
     from hf_edit.methods.memit.config import AlphaEditConfig, MemitConfig
+    from hf_edit.methods.msbp.config import (
+        EMSEditConfig,
+        MalmenConfig,
+        MendConfig,
+        RLEditConfig,
+        UltraEditConfig,
+    )
     from hf_edit.methods.polish.config import PolishConfig
     from hf_edit.packs.pack import EditPack
 
@@ -48,6 +55,11 @@ _HOMES = {
     "FinetuneConfig": "hf_edit.methods.finetune.config",
     "AlphaEditConfig": "hf_edit.methods.memit.config",
     "MemitConfig": "hf_edit.methods.memit.config",
+    "EMSEditConfig": "hf_edit.methods.msbp.config",
+    "MalmenConfig": "hf_edit.methods.msbp.config",
+    "MendConfig": "hf_edit.methods.msbp.config",
+    "RLEditConfig": "hf_edit.methods.msbp.config",
+    "UltraEditConfig": "hf_edit.methods.msbp.config",
     "UnKEConfig": "hf_edit.methods.anyedit.config",
     "AnyEditConfig": "hf_edit.methods.anyedit.config",
     "Edit": "hf_edit.edits",
@@ -65,15 +77,20 @@ __all__ = [
     "AlphaEditConfig",
     "AnyEditConfig",
     "CombineConfig",
+    "EMSEditConfig",
     "Edit",
     "EditPack",
     "EditSet",
     "FinetuneConfig",
     "HfEditError",
+    "MalmenConfig",
     "MemitConfig",
+    "MendConfig",
     "MergeReceipt",
     "PolishConfig",
+    "RLEditConfig",
     "SparsifyConfig",
+    "UltraEditConfig",
     "UnKEConfig",
     "__version__",
     "attach",

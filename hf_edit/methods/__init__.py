@@ -13,6 +13,14 @@ from hf_edit.methods.finetune.config import FinetuneConfig
 from hf_edit.methods.finetune.method import Finetune
 from hf_edit.methods.memit.config import AlphaEditConfig, MemitConfig
 from hf_edit.methods.memit.method import AlphaEdit, Memit
+from hf_edit.methods.msbp.config import (
+    EMSEditConfig,
+    MalmenConfig,
+    MendConfig,
+    RLEditConfig,
+    UltraEditConfig,
+)
+from hf_edit.methods.msbp.method import EMSEdit, Malmen, Mend, RLEdit, UltraEdit
 from hf_edit.methods.polish.config import PolishConfig
 from hf_edit.methods.polish.method import Polish
 from hf_edit.settings import Settings
@@ -32,6 +40,11 @@ METHODS: dict[str, MethodEntry] = {
     "unke": MethodEntry(UnKEConfig, UnKE, "Long answers as one target each, for which a whole block is trained."),
     "memit": MethodEntry(MemitConfig, Memit, "Short facts about a subject, thousands in one solve."),
     "alphaedit": MethodEntry(AlphaEditConfig, AlphaEdit, "Short facts, solved where what is to stay has little."),
+    "emsedit": MethodEntry(EMSEditConfig, EMSEdit, "Hundreds of short facts from gradients, in a few passes."),
+    "mend": MethodEntry(MendConfig, Mend, "Gradients as rank-one updates, added up."),
+    "malmen": MethodEntry(MalmenConfig, Malmen, "Gradients aggregated by least squares."),
+    "rledit": MethodEntry(RLEditConfig, RLEdit, "MALMEN for streams: its network is trained along a sequence."),
+    "ultraedit": MethodEntry(UltraEditConfig, UltraEdit, "Standardised gradients, never trained."),
     "finetune": MethodEntry(FinetuneConfig, Finetune, "Plain LoRA with the base's other answers held: a baseline."),
     "polish": MethodEntry(PolishConfig, Polish, "The update itself, optimised on the answers of all edits at once."),
 }

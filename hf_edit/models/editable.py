@@ -338,6 +338,19 @@ class EditableModel:
             yield
 
     @contextmanager
+    def reading(self, linears: Iterable[EditableLinear], batch: tuple[int, ...]) -> Iterator[dict[str, Tensor]]:
+        """What enters the linears, by full module name, (B, T, d_in), filled in by the passes run inside.
+
+        Args:
+            batch: (B, T) of these passes.
+        """
+        inputs: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            for linear in linears:
+                stack.enter_context(reading_input(linear.module, inputs, linear.name, batch))
+            yield inputs
+
+    @contextmanager
     def shifted(self, shifts: Mapping[str, Tensor]) -> Iterator[None]:
         """Linears, by full module name, add (B, T, d_out) to their output."""
         with ExitStack() as stack:

@@ -102,3 +102,14 @@ class LowRankDelta:
 def concatenated(deltas: Sequence[LowRankDelta]) -> LowRankDelta:
     """The exact sum of deltas of one shape, ranks added."""
     return LowRankDelta(torch.cat([d.B for d in deltas], dim=1), torch.cat([d.A for d in deltas], dim=0))
+
+
+def with_identity(product: Tensor) -> LowRankDelta:
+    """A product (d_out, d_in) as factors whose rank is its smaller side."""
+    identity = torch.eye(min(product.shape), dtype=product.dtype, device=product.device)
+    return LowRankDelta(identity, product) if product.shape[0] <= product.shape[1] else LowRankDelta(product, identity)
+
+
+def merged_when_wide(delta: LowRankDelta) -> LowRankDelta:
+    """The same product, multiplied out once the rank exceeds its smaller side."""
+    return delta if delta.rank <= min(delta.shape) else with_identity(delta.dense())

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hf_edit.errors import ComputationError
-from hf_edit.solvers.low_rank import LowRankDelta
+from hf_edit.solvers.low_rank import LowRankDelta, with_identity
 
 
 class QuadraticPenalty(Protocol):
@@ -157,7 +157,7 @@ class Columns:
         """
         if self._cross is not None:
             assert self._gram is not None
-            return _with_identity(torch.linalg.solve(penalty.matrix() + self._gram, self._cross.T).T)
+            return with_identity(torch.linalg.solve(penalty.matrix() + self._gram, self._cross.T).T)
         K, R = torch.cat(self._keys, dim=1), torch.cat(self._residuals, dim=1)
         if self._gram is not None:
             A = torch.linalg.solve(penalty.matrix() + self._gram, K).T
@@ -167,7 +167,7 @@ class Columns:
             inner = torch.eye(X.shape[1], dtype=X.dtype, device=X.device) + X.T @ Y  # I + S
             # (G + X X^T)^-1 X = Y (I + S)^-1: the rows that belong to the keys
             A = torch.linalg.solve(inner, Y.T)[: K.shape[1]]
-        return LowRankDelta(R, A) if self._n_keys <= min(self.d_out, self.d_in) else _with_identity(R @ A)
+        return LowRankDelta(R, A) if self._n_keys <= min(self.d_out, self.d_in) else with_identity(R @ A)
 
 
 def ridge_update(keys: Tensor, residuals: Tensor, preserved: Tensor, penalty: QuadraticPenalty) -> LowRankDelta:
@@ -189,9 +189,3 @@ def ridge_update(keys: Tensor, residuals: Tensor, preserved: Tensor, penalty: Qu
 
 def _gram(X: Tensor) -> Tensor:
     return X @ X.T
-
-
-def _with_identity(W: Tensor) -> LowRankDelta:
-    """W (d_out, d_in) as factors whose rank is its smaller side."""
-    identity = torch.eye(min(W.shape), dtype=W.dtype, device=W.device)
-    return LowRankDelta(identity, W) if W.shape[0] <= W.shape[1] else LowRankDelta(W, identity)

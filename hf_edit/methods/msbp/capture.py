@@ -1,0 +1,77 @@
+"""What backpropagation leaves at the edited linears where answers are predicted: keys, and gradients of the outputs.
+
+No weight gradient is computed: a zero that is added to each linear's output carries the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_edit.batching import batched
+from hf_edit.methods.training.texts import Batch, Text, answer_logits
+from hf_edit.models.editable import EditableLinear, EditableModel
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """Rows are the tokens that predict answers, text after text, n in all.
+
+    Args:
+        keys: linear name -> K, (n, d_in), fp32 or finer.
+        gradients: linear name -> V, (n, d_out): of the summed loss with respect to the output, an ascent direction.
+        losses: (n,), of each token.
+        texts: (n,), the text that each row belongs to.
+    """
+
+    keys: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    losses: Tensor
+    texts: Tensor
+
+
+def capture(
+    model: EditableModel, linears: Sequence[EditableLinear], texts: Sequence[Text], first: int, at_once: int
+) -> Captured:
+    """One forward and one backward pass over the texts, with whatever update is in place.
+
+    The loss is the sum over answer tokens, so that no row depends on which texts are run together.
+
+    Args:
+        first: the lowest edited block, which the texts enter.
+        at_once: texts run together.
+    """
+    keys: dict[str, list[Tensor]] = {linear.name: [] for linear in linears}
+    gradients: dict[str, list[Tensor]] = {linear.name: [] for linear in linears}
+    losses: list[Tensor] = []
+    owners: list[Tensor] = []
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))  # texts of one length need no padding
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    for part in batched(order, at_once):
+        batch = Batch.of([texts[i] for i in part])
+        size = tuple(batch.ids.shape)
+        zeros = {
+            linear.name: torch.zeros(*size, linear.d_out, dtype=dtype, device=model.device, requires_grad=True)
+            for linear in linears
+        }
+        with torch.enable_grad(), model.shifted(zeros), model.reading(linears, size) as inputs:
+            logits = answer_logits(model, batch, first)
+            loss = F.cross_entropy(logits.to(dtype), batch.labels, reduction="none")
+            found = torch.autograd.grad(loss.sum(), list(zeros.values()))
+        for name, gradient in zip(zeros, found, strict=True):
+            gradients[name].append(gradient[batch.where])
+            keys[name].append(inputs[name][batch.where].to(dtype))
+        losses.append(loss.detach())
+        owners.append(torch.tensor(part, device=model.device)[batch.rows])
+    texts_of_rows = torch.cat(owners)
+    back = texts_of_rows.argsort(stable=True)  # to the order of the texts
+    return Captured(
+        {name: torch.cat(rows)[back] for name, rows in keys.items()},
+        {name: torch.cat(rows)[back] for name, rows in gradients.items()},
+        torch.cat(losses)[back],
+        texts_of_rows[back],
+    )

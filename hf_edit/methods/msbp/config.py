@@ -1,0 +1,111 @@
+"""Settings of the hypernetwork family: MEND, MALMEN, RLEdit, UltraEdit and EMSEdit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_edit.settings import Settings, setting
+from hf_edit.statistics.config import MomentWeights, StatisticsConfig
+
+
+DEPTHS = (0.6, 0.95)
+"""Where the edited blocks begin and end by default, as shares of the depth."""
+
+
+@dataclass(frozen=True)
+class CalibrationConfig(Settings):
+    """How a step's size is found by forward passes where none is given."""
+
+    target_loss: float = setting(
+        0.02, "Loss per answer token that is enough: no step goes further than it needs for that.", above=0
+    )
+    share: float = setting(
+        0.6, "Share of the loss that every step but the last of a batch is to take away.", above=0, at_most=1
+    )
+    drift_weight: float = setting(
+        0.0, "Weight of the KL divergence to the base on its own answers, added to the loss.", at_least=0
+    )
+    conversations: int = setting(16, "Questions with the base's own answers that drift is measured on.", at_least=1)
+    probes: int = setting(64, "Most edits of a batch that are run to judge a step size.", at_least=1)
+
+
+@dataclass(frozen=True)
+class MultiStepConfig(Settings):
+    """What the family shares: a few backward passes per batch, each followed by one shift of all edited linears."""
+
+    format: str | None = setting(
+        None, "Prompt format; none: chat if the tokenizer has a template.", choices=("chat", "plain", "qa")
+    )
+    layers: tuple[int, ...] | None = setting(
+        None,
+        "Blocks whose MLP output is edited, ascending; none: those from 0.6 to 0.95 of the depth.",
+        ascending=True,
+    )
+    steps: int = setting(
+        2, "Backward passes per batch, each through the model as the ones before left it (MSBP).", at_least=1
+    )
+    step_size: float | None = setting(
+        None,
+        "eta of every step, a factor on the network's own if there is one; none: found by forward passes, or 1 with "
+        "a network.",
+        above=0,
+    )
+    batch: int | None = setting(None, "Edits learned at once, one batch after the other; none: all.", at_least=1)
+    at_once: int = setting(32, "Texts run together.", at_least=1)
+    ridge: float = setting(1.0, "lambda of the least squares; a hypernetwork brings its own.", above=0)
+    protect_earlier: float = setting(
+        1.0, "Weight of the keys of earlier batches, and of packs given as earlier, in the ridge.", at_least=0
+    )
+    preservation: float = setting(0.0, "Weight of the second moment of what must not change in the ridge.", at_least=0)
+    strangers: int = setting(
+        0, "Questions of the same kind per edit, made up by the model, whose keys are kept in the ridge.", at_least=0
+    )
+    stranger_weight: float = setting(1.0, "Weight of each of these keys in the ridge.", at_least=0)
+    rank: int | None = setting(
+        None, "Truncate the finished update to this rank, best for its outputs; none: exact.", at_least=1
+    )
+    moments: MomentWeights = setting(MomentWeights, "What that second moment is made of.")
+    calibration: CalibrationConfig = setting(CalibrationConfig, "How step sizes are found.")
+    statistics: StatisticsConfig = setting(StatisticsConfig, "Where what must not change comes from.")
+    seed: int = setting(0, "Seed of everything random.", at_least=0)
+
+    def layers_of(self, n_layers: int) -> tuple[int, ...]:
+        """The edited layers of a model of that depth."""
+        if self.layers is not None:
+            return self.layers
+        first, end = (round(depth * n_layers) for depth in DEPTHS)
+        return tuple(range(min(first, n_layers - 1), max(end, first + 1)))
+
+
+@dataclass(frozen=True)
+class HyperConfig(MultiStepConfig):
+    """Methods that can use a trained hypernetwork."""
+
+    hypernet: str | None = setting(
+        None, "Hypernetwork trained for this base, a folder or an id on the Hub; none: no training is needed."
+    )
+
+
+@dataclass(frozen=True)
+class MendConfig(HyperConfig):
+    """MEND (arXiv 2110.11309): every token's rank-one update, added up."""
+
+
+@dataclass(frozen=True)
+class MalmenConfig(HyperConfig):
+    """MALMEN (arXiv 2311.04661): the tokens' updates aggregated by least squares."""
+
+
+@dataclass(frozen=True)
+class RLEditConfig(HyperConfig):
+    """RLEdit (arXiv 2502.05759): MALMEN's shift, its network trained along a sequence of batches."""
+
+
+@dataclass(frozen=True)
+class UltraEditConfig(MultiStepConfig):
+    """UltraEdit (arXiv 2505.14679): standardised gradients without a network."""
+
+
+@dataclass(frozen=True)
+class EMSEditConfig(HyperConfig):
+    """EMSEdit (arXiv 2508.04012): several backward passes, the shift held small instead of the answers."""

@@ -1,0 +1,95 @@
+"""Judging step sizes by forward passes over some of a batch's edits and some of the base's own answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_edit.batching import batched
+from hf_edit.methods.base import Preservation
+from hf_edit.methods.msbp.capture import Captured
+from hf_edit.methods.msbp.config import CalibrationConfig
+from hf_edit.methods.msbp.proposal import Proposal
+from hf_edit.methods.msbp.step_size import smallest_step
+from hf_edit.methods.msbp.stream import Stream
+from hf_edit.methods.training.teacher import Known, Teacher, answered, divergence
+from hf_edit.methods.training.texts import Batch, Text, answer_logits
+from hf_edit.solvers.low_rank import LowRankDelta
+
+
+class Probe:
+    """Finds the step sizes of a stream.
+
+    Args:
+        preserve: asked for the base's own answers if drift counts.
+    """
+
+    def __init__(self, stream: Stream, preserve: Preservation, config: CalibrationConfig, seed: int) -> None:
+        self.stream, self.config = stream, config
+        self._known: list[Known] = []
+        if config.drift_weight:
+            teacher = Teacher(stream.model, [answered(preserve.conversations())], stream.first)
+            self._known = teacher.drawn(config.conversations, torch.Generator().manual_seed(seed))
+
+    @torch.no_grad()
+    def step_size(
+        self, texts: Sequence[Text], captured: Captured, proposals: Mapping[str, Proposal], *, last: bool
+    ) -> float:
+        """The smallest step that is enough; 0 if every one raises the loss.
+
+        Args:
+            last: of its batch: it is to reach the target loss; else it takes away its share of the loss.
+        """
+        config = self.config
+        chosen = _spread(len(texts), config.probes)
+        before = float(captured.losses[torch.isin(captured.texts, captured.texts.new_tensor(chosen))].mean())
+        goal = config.target_loss if last else max(config.target_loss, (1 - config.share) * before)
+        unit = {name: proposal.delta(proposal.changes) for name, proposal in proposals.items()}
+
+        def loss_at(size: float) -> float:
+            return self._loss(unit, size, [texts[i] for i in chosen])
+
+        start = _first_order(captured, unit)
+        return smallest_step(loss_at, start, before, goal) if start > 0 else 0.0
+
+    def _loss(self, unit: Mapping[str, LowRankDelta], size: float, texts: Sequence[Text]) -> float:
+        """Mean loss of the answers' tokens with a step of this size on top of the update so far, and its drift."""
+        stream = self.stream
+        dtype = torch.promote_types(stream.model.dtype, torch.float32)
+        shift = {name: LowRankDelta(size * delta.B, delta.A).to(dtype) for name, delta in unit.items()}
+        total, count = 0.0, 0
+        with stream.model.updated(stream.deltas), stream.model.updated(shift):
+            for part in batched(texts, stream.at_once):
+                batch = Batch.of(part)
+                logits = answer_logits(stream.model, batch, stream.first).float()
+                total += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
+                count += len(batch.labels)
+            drift = 0.0
+            for known in batched(self._known, stream.at_once):
+                logits = answer_logits(stream.model, Batch.of([k.text for k in known]), stream.first)
+                drift += float(divergence(logits, known)) * len(known) / len(self._known)
+        return total / count + self.config.drift_weight * drift
+
+
+def _first_order(captured: Captured, unit: Mapping[str, LowRankDelta]) -> float:
+    """The step size at which the loss would be gone if every token's went on falling as it begins to.
+
+    sum of l / sum of |<v, dW k>|: the second sum cannot vanish because tokens are at odds.
+    """
+    slope: Tensor | float = 0.0
+    for name, delta in unit.items():
+        keys, gradients = captured.keys[name].to(delta.A), captured.gradients[name].to(delta.A)
+        slope = slope + (gradients * delta.outputs(keys)).sum(dim=1)  # (n,)
+    assert isinstance(slope, Tensor)
+    total = float(slope.abs().sum())
+    return float(captured.losses.sum()) / total if total > 0 else 0.0
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Up to `most` of `count` indices, evenly spread."""
+    if count <= most:
+        return list(range(count))
+    return [i * count // most for i in range(most)]

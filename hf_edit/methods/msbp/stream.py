@@ -1,0 +1,152 @@
+"""Edits one batch after the other, each by a few backward passes through the model as it then is (MSBP)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_edit.batching import batched
+from hf_edit.methods.msbp.capture import Captured, capture
+from hf_edit.methods.msbp.network import HyperNetwork
+from hf_edit.methods.msbp.proposal import Normaliser, Place, Proposal, Rule, Shape, direction, places
+from hf_edit.methods.training.texts import Batch, Text, answer_logits
+from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.solvers.low_rank import LowRankDelta, concatenated, merged_when_wide
+from hf_edit.solvers.shift import KeySolve, Protected, Ridge
+
+
+@dataclass(frozen=True, eq=False)
+class Transformer:
+    """What stands between captured rows and desired changes at one step: statistics, and a network if there is one.
+
+    Args:
+        normaliser: of the rows seen at this step.
+        networks: shape -> hypernetwork; none: the identity, with step size 1 and the method's ridge.
+    """
+
+    normaliser: Normaliser
+    networks: Mapping[Shape, HyperNetwork] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One backward pass and the shift that came of it.
+
+    Args:
+        captured: what it started from.
+        proposals: linear name -> the update, linear in the step size.
+        size: the step size that was taken; 0: the step was refused.
+    """
+
+    captured: Captured
+    proposals: dict[str, Proposal]
+    size: float
+
+    def deltas(self) -> dict[str, LowRankDelta]:
+        """The shift, by linear name."""
+        return {name: proposal.delta(self.size * proposal.changes) for name, proposal in self.proposals.items()}
+
+
+class Stream:
+    """A model that learns batch after batch, without being changed: the update stands beside it.
+
+    Args:
+        model: with nothing of the update attached.
+        linears: the edited maps, by ascending layer.
+        rule: which method it is.
+        transformers: one for each step of a batch, in order; the same one may serve several.
+        ridge: lambda, where no network says it.
+                at_once: texts run together.
+    """
+
+    def __init__(
+        self,
+        model: EditableModel,
+        linears: Sequence[EditableLinear],
+        rule: Rule,
+        transformers: Sequence[Transformer],
+        ridge: float,
+        at_once: int,
+    ) -> None:
+        self.model, self.linears, self.rule = model, linears, rule
+        self.transformers, self.ridge, self.at_once = transformers, ridge, at_once
+        self.protected = {linear.name: Protected(linear.d_in, model.device) for linear in linears}
+        self.places: dict[str, Place] = places(linears)
+        self.first = linears[0].layer
+        self.deltas: dict[str, LowRankDelta] = {}
+
+    def captured(self, texts: Sequence[Text]) -> Captured:
+        """Keys and output gradients of the texts, with the update in place."""
+        with self.model.updated(self.deltas):
+            return capture(self.model, self.linears, texts, self.first, self.at_once)
+
+    @torch.no_grad()
+    def proposals(self, step: int, captured: Captured) -> dict[str, Proposal]:
+        """What one more step would do to each linear; the normaliser takes the rows of all of them in first."""
+        transformer = self.transformers[step]
+        transformer.normaliser.add(captured, self.places)
+        return {linear.name: self._proposal(transformer, captured, linear) for linear in self.linears}
+
+    def _proposal(self, transformer: Transformer, captured: Captured, linear: EditableLinear) -> Proposal:
+        place, keys = self.places[linear.name], captured.keys[linear.name]
+        network = None if transformer.networks is None else transformer.networks[place.shape]
+        rows = transformer.normaliser.rows(captured, linear.name, place)
+        coefficients, pseudo_keys, pseudo_gradients = direction(self.rule, keys, rows, network, place.module)
+        size = 1.0 if network is None else float(network.log_step[place.module].exp())
+        if not self.rule.solve:
+            return Proposal(-size * pseudo_gradients, None, pseudo_keys)
+        ridge = self.ridge if network is None else float(network.log_ridge[place.module].exp())
+        solve = KeySolve(keys, Ridge(self.protected[linear.name], ridge))
+        return Proposal(-size * coefficients[:, None] * pseudo_gradients, solve, None)
+
+    def shifted(self, shift: Mapping[str, LowRankDelta]) -> dict[str, LowRankDelta]:
+        """The update so far and a shift, in the model's dtype or fp32; never wider than the weights."""
+        dtype = torch.promote_types(self.model.dtype, torch.float32)
+        total = {}
+        for name, delta in shift.items():
+            before = [self.deltas[name]] if name in self.deltas else []
+            total[name] = merged_when_wide(concatenated([*before, delta.to(dtype)]))
+        return total
+
+    def take(self, step: Step) -> None:
+        """Let a step stand."""
+        if step.size:
+            self.deltas = self.shifted(step.deltas())
+
+    def protect(self, keys: Mapping[str, Tensor], weight: float) -> None:
+        """Keep the outputs at these keys, (n, d_in) by linear name, from now on."""
+        for name, rows in keys.items():
+            self.protected[name].add(rows, weight)
+
+    @torch.no_grad()
+    def keys(self, texts: Sequence[Text]) -> dict[str, Tensor]:
+        """Keys where the answers of texts are predicted, with the update in place, (n, d_in) by linear name."""
+        kept: dict[str, list[Tensor]] = {linear.name: [] for linear in self.linears}
+        for _, inputs, batch in self._passes(texts):
+            for name, rows in inputs.items():
+                kept[name].append(rows[batch.where])
+        return {name: torch.cat(rows) for name, rows in kept.items()}
+
+    @torch.no_grad()
+    def judged(self, texts: Sequence[Text]) -> tuple[list[float], list[bool]]:
+        """Each text's mean loss per answer token, and whether every token of it is the likeliest."""
+        losses: list[float] = []
+        right: list[bool] = []
+        for logits, _, batch in self._passes(texts):
+            loss = F.cross_entropy(logits.float(), batch.labels, reduction="none")
+            wrong = (logits.argmax(dim=-1) != batch.labels).float()
+            losses += batch.mean_per_text(loss).tolist()
+            right += (batch.mean_per_text(wrong) == 0).tolist()
+        return losses, right
+
+    def _passes(self, texts: Sequence[Text]) -> Iterator[tuple[Tensor, dict[str, Tensor], Batch]]:
+        """Logits, inputs of the linears and batch, of a forward pass over some of the texts at a time."""
+        for part in batched(texts, self.at_once):
+            batch = Batch.of(part)
+            size = tuple(batch.ids.shape)
+            with self.model.updated(self.deltas), self.model.reading(self.linears, size) as inputs:
+                yield answer_logits(self.model, batch, self.first), inputs, batch
