@@ -17,15 +17,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from common import BASE, chosen, data_folder, environment, mean_interval, write
 
 import hf_edit
 from hf_edit.cli.inputs import read_settings
 from hf_edit.datasets import counterfact, zsre
-from hf_edit.edits import EditSet, Prompt
+from hf_edit.edits import EditSet
 from hf_edit.evaluation.answers import greedy_answers
 from hf_edit.evaluation.drift import perplexity
+from hf_edit.evaluation.edit_scores import edit_scores
 from hf_edit.evaluation.scores import exact
 from hf_edit.methods import METHODS
 from hf_edit.models.loading import load_model
@@ -87,19 +87,13 @@ def figures(model: Any, prompts: PromptFormat, edits: EditSet, kind: str, ids: S
     """Everything measured of one model."""
     asked, reworded = [edit.prompt for edit in edits], [edit.paraphrases[0] for edit in edits]
     near = [edit.locality[0] for edit in edits]
-    new, old = [edit.target for edit in edits], [probe.answer or "" for probe in near]
+    old = [probe.answer or "" for probe in near]
     found: dict[str, Any] = {}
     if kind == "counterfact":
-        likelier = [
-            _score(model, prompts, questions, good) > _score(model, prompts, questions, bad)
-            for questions, good, bad in (
-                (asked, new, old),
-                (reworded, new, old),
-                ([probe.prompt for probe in near], old, new),
-            )
-        ]
-        names = ("efficacy", "paraphrase_success", "neighbourhood_success")
-        found |= {name: mean_interval(scores.float().tolist()) for name, scores in zip(names, likelier, strict=True)}
+        scores = edit_scores(model, prompts, edits, old)
+        found["efficacy"] = mean_interval([float(score.new_likelier or 0) for score in scores])
+        found["paraphrase_success"] = mean_interval([float(score.new_likelier_paraphrase or 0) for score in scores])
+        found["neighbourhood_success"] = mean_interval([float(score.neighbour_kept or 0) for score in scores])
     answers = greedy_answers(model, prompts, [*asked, *reworded], NEW_TOKENS, batch=32)
     rows = (("exact", answers[: len(edits)]), ("exact_paraphrase", answers[len(edits) :]))
     for name, said in rows:
@@ -107,24 +101,6 @@ def figures(model: Any, prompts: PromptFormat, edits: EditSet, kind: str, ids: S
     found["said"] = greedy_answers(model, prompts, [probe.prompt for probe in near], NEW_TOKENS, batch=32)
     found["perplexity"] = perplexity(model, ids)
     return found
-
-
-@torch.no_grad()
-def _score(
-    model: Any, prompts: PromptFormat, questions: Sequence[Prompt], answers: Sequence[str], batch: int = 32
-) -> torch.Tensor:
-    """(n,): log probability of each answer's tokens, without the end of the turn."""
-    scores = []
-    encoded = [prompts.encode(q, a) for q, a in zip(questions, answers, strict=True)]
-    for begin in range(0, len(encoded), batch):
-        part = encoded[begin : begin + batch]
-        width = max(len(e) for e in part) - 1
-        ids = torch.tensor([[*e.ids[:-1], *[0] * (width - len(e) + 1)] for e in part])
-        log_probs = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
-        for row, e in enumerate(part):
-            places = torch.arange(e.answer_start - 1, len(e) - 2)
-            scores.append(log_probs[row, places, ids[row, places + 1]].sum())
-    return torch.stack(scores)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from hf_edit.sparse.registration import register_with_peft
 
 
 if TYPE_CHECKING:
-    from hf_edit.api import edit, polish
+    from hf_edit.api import edit, polish, train
     from hf_edit.compose.attach import attach, detach
     from hf_edit.compose.combine import revert, stack
     from hf_edit.compose.config import CombineConfig
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
         RLEditConfig,
         UltraEditConfig,
     )
+    from hf_edit.methods.msbp.hypernet import Hypernet
+    from hf_edit.methods.msbp.training.config import HypernetConfig
     from hf_edit.methods.polish.config import PolishConfig
     from hf_edit.packs.pack import EditPack
 
@@ -60,6 +62,8 @@ _HOMES = {
     "MendConfig": "hf_edit.methods.msbp.config",
     "RLEditConfig": "hf_edit.methods.msbp.config",
     "UltraEditConfig": "hf_edit.methods.msbp.config",
+    "Hypernet": "hf_edit.methods.msbp.hypernet",
+    "HypernetConfig": "hf_edit.methods.msbp.training.config",
     "UnKEConfig": "hf_edit.methods.anyedit.config",
     "AnyEditConfig": "hf_edit.methods.anyedit.config",
     "Edit": "hf_edit.edits",
@@ -69,6 +73,7 @@ _HOMES = {
     "attach": "hf_edit.compose.attach",
     "detach": "hf_edit.compose.attach",
     "edit": "hf_edit.api",
+    "train": "hf_edit.api",
     "sparsify": "hf_edit.compose.sparsify",
     "SparsifyConfig": "hf_edit.compose.sparsify",
 }
@@ -83,6 +88,8 @@ __all__ = [
     "EditSet",
     "FinetuneConfig",
     "HfEditError",
+    "Hypernet",
+    "HypernetConfig",
     "MalmenConfig",
     "MemitConfig",
     "MendConfig",
@@ -105,6 +112,7 @@ __all__ = [
     "revert",
     "sparsify",
     "stack",
+    "train",
     "unmerge",
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from peft import PeftModel
@@ -16,6 +16,9 @@ from hf_edit.errors import ConfigError
 from hf_edit.methods import default_config, method_for
 from hf_edit.methods.base import Checkpoints, EditMethod
 from hf_edit.methods.checkpoints import FolderCheckpoints, NoCheckpoints
+from hf_edit.methods.msbp.hypernet import Hypernet
+from hf_edit.methods.msbp.training.config import HypernetConfig
+from hf_edit.methods.msbp.training.loop import train_hypernet
 from hf_edit.methods.polish.config import PolishConfig
 from hf_edit.methods.polish.method import Polish
 from hf_edit.models.borrow import borrowed
@@ -28,10 +31,13 @@ from hf_edit.settings import Settings
 from hf_edit.statistics.preserved import Preserved
 
 
+Edits: TypeAlias = EditSet | Iterable[Edit | Mapping[str, Any]] | str | os.PathLike[str]
+
+
 def edit(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    edits: EditSet | Iterable[Edit | Mapping[str, Any]] | str | os.PathLike[str],
+    edits: Edits,
     config: Settings | None = None,
     *,
     earlier: Iterable[EditPack | EditSet] = (),
@@ -96,6 +102,40 @@ def polish(
     return _computed(model, tokenizer, pack.edits, method, earlier, progress, resume_dir, parents=[pack])
 
 
+def train(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    edits: Edits,
+    config: HypernetConfig | None = None,
+    *,
+    validation: Edits | None = None,
+    progress: Progress | None = None,
+    resume_dir: str | os.PathLike[str] | None = None,
+) -> Hypernet:
+    """Train a hypernetwork that turns gradients of this base into edits; `hypernet=` of a method's settings uses it.
+
+    The model is only read, as by `edit`. Started by `accelerate launch`, several processes share the work on every
+    batch; each of them gets the network, and they must see the same `resume_dir`, which the first of them uses.
+
+    Args:
+        edits: to train on, best with paraphrases, on which the loss is taken.
+        config: the method, and how it is trained; none: EMSEdit for batches of 50.
+        validation: edits to validate on; none: a share of `edits`, which are then not trained on.
+        model, tokenizer, progress, resume_dir: as for `edit`.
+
+    Raises:
+        HfEditError: as for `edit`.
+    """
+    settings, listener = config or HypernetConfig(), progress or Silent()
+    sets = [EditSet.coerce(edits), *([] if validation is None else [EditSet.coerce(validation)])]
+    view, prompts = _opened(model, tokenizer, settings, [one for edit_set in sets for one in edit_set])
+    preserve = Preserved(view, prompts, settings.statistics, settings.seed, listener)
+    checkpoints = _checkpoints(resume_dir, view, prompts)
+    with borrowed(view.model):
+        held_out = sets[1] if validation is not None else None
+        return train_hypernet(view, prompts, sets[0], held_out, preserve, settings, checkpoints, listener)
+
+
 def _computed(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -108,18 +148,8 @@ def _computed(
 ) -> EditPack:
     """The pack that `method` computes of `edits`."""
     settings, listener = method.config, progress or Silent()
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ConfigError(
-            f"{type(tokenizer).__name__} is not a transformers tokenizer.",
-            "Load it with AutoTokenizer.from_pretrained.",
-        )
-    prompts = PromptFormat.of(settings.format, tokenizer)
-    view = EditableModel.of(model)
-    _check_vocabulary(view, prompts)
     kept = [edit for one in earlier for edit in (one.edits if isinstance(one, EditPack) else one)]
-    if view.max_length is not None:
-        prompts.check([*edits, *kept], view.max_length)
-
+    view, prompts = _opened(model, tokenizer, settings, [*edits, *kept])
     preserve = Preserved(
         view,
         prompts,
@@ -128,10 +158,7 @@ def _computed(
         listener,
         [prompts.encode(edit.prompt, edit.target) for edit in kept],
     )
-    checkpoints: Checkpoints = NoCheckpoints()
-    if resume_dir is not None:
-        context = f"{__version__} {torch.__version__} {running_fingerprint(view.model)} {prompts.fingerprint()}"
-        checkpoints = FolderCheckpoints(resume_dir, context)
+    checkpoints = _checkpoints(resume_dir, view, prompts)
     with borrowed(view.model):
         result = method.compute(view, prompts, edits, preserve, checkpoints, listener)
         return EditPack.build(
@@ -146,6 +173,33 @@ def _computed(
             receipt=result.receipt,
             parents=parents,
         )
+
+
+def _opened(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, settings: Any, edits: Sequence[Edit]
+) -> tuple[EditableModel, PromptFormat]:
+    """The view on the model and the format of its prompts, once all of them and the edits are known to fit."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ConfigError(
+            f"{type(tokenizer).__name__} is not a transformers tokenizer.",
+            "Load it with AutoTokenizer.from_pretrained.",
+        )
+    prompts = PromptFormat.of(settings.format, tokenizer)
+    view = EditableModel.of(model)
+    _check_vocabulary(view, prompts)
+    if view.max_length is not None:
+        prompts.check(edits, view.max_length)
+    return view, prompts
+
+
+def _checkpoints(
+    resume_dir: str | os.PathLike[str] | None, model: EditableModel, prompts: PromptFormat
+) -> Checkpoints:
+    """Intermediate results in that folder, of this very base and these prompts."""
+    if resume_dir is None:
+        return NoCheckpoints()
+    context = f"{__version__} {torch.__version__} {running_fingerprint(model.model)} {prompts.fingerprint()}"
+    return FolderCheckpoints(resume_dir, context)
 
 
 def _check_vocabulary(model: EditableModel, prompts: PromptFormat) -> None:

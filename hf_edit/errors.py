@@ -69,11 +69,11 @@ class ComputationError(HfEditError):
 
 
 class PackError(HfEditError):
-    """A pack whose files are missing, damaged, hostile or of an unknown format."""
+    """A pack, or another folder of hf_edit's, whose files are missing, damaged, hostile or of an unknown format."""
 
 
 class BaseMismatchError(PackError):
-    """A pack and a model that do not belong together."""
+    """A pack or a hypernetwork, and a model, that do not belong together."""
 
 
 class ComposeError(HfEditError):

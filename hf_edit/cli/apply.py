@@ -36,6 +36,9 @@ def apply(
     edits_format: Annotated[str, typer.Option(help=f"Layout of the file: {', '.join(READERS)}.")] = "jsonl",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N edits.")] = None,
     backend: Annotated[str | None, typer.Option(help="How the method turns targets into weights.")] = None,
+    hypernet: Annotated[
+        str | None, typer.Option(help="Trained hypernetwork for the method: directory or Hub id.")
+    ] = None,
     config: Config = None,
     set_: Assignments = None,
     format: Annotated[
@@ -54,7 +57,7 @@ def apply(
     """
     check_target(out)
     edit_set = read_edits(edits, edits_format, limit)
-    given = {"backend": backend, "format": format, "seed": seed}
+    given = {"backend": backend, "hypernet": hypernet, "format": format, "seed": seed}
     result = compute_pack(
         model,
         edit_set,

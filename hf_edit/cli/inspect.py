@@ -14,8 +14,8 @@ from hf_edit.cli.packs import open_pack
 
 
 if TYPE_CHECKING:
+    from hf_edit.files.reading import PlainFolder
     from hf_edit.packs.pack import EditPack
-    from hf_edit.packs.reading import PackFolder
 
 
 def inspect(
@@ -41,7 +41,7 @@ def inspect(
         _print(document, opened)
 
 
-def _document(name: str, pack: EditPack, folder: PackFolder, weights: Mapping[str, float]) -> dict[str, Any]:
+def _document(name: str, pack: EditPack, folder: PlainFolder, weights: Mapping[str, float]) -> dict[str, Any]:
     from hf_edit.packs.listing import unlisted_files
     from hf_edit.packs.signing import read_signature
     from hf_edit.packs.verify import over_budget, rank_budget

@@ -30,6 +30,7 @@ from hf_edit.cli.revert import revert
 from hf_edit.cli.sign import sign
 from hf_edit.cli.stack import stack
 from hf_edit.cli.stats import stats
+from hf_edit.cli.train import train
 from hf_edit.cli.unmerge import unmerge
 from hf_edit.cli.verify import verify
 from hf_edit.errors import HfEditError, HfEditWarning, visible
@@ -59,7 +60,7 @@ class Verbs(TyperGroup):
             _fail(visible(str(error)), "Check that the path exists, that you may use it, and that the disk has room.")
         except KeyboardInterrupt:
             typer.echo(
-                "\ninterrupted: run the same command again; `apply` goes on from the last finished edit", err=True
+                "\ninterrupted: run the same command again; `apply` and `train` go on from what is finished", err=True
             )
             raise typer.Exit(INTERRUPTED) from None
 
@@ -111,6 +112,7 @@ def hf_edit(
 
 for verb in (
     apply,
+    train,
     polish,
     stack,
     revert,

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    from hf_edit.files.reading import PlainFolder
     from hf_edit.packs.pack import EditPack
-    from hf_edit.packs.reading import PackFolder
 
 
-def open_pack(id_or_path: str) -> tuple[EditPack, PackFolder]:
+def open_pack(id_or_path: str) -> tuple[EditPack, PlainFolder]:
     """A pack and its folder, on the Hub the one that it was fetched to.
 
     Raises:

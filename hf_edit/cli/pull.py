@@ -1,8 +1,8 @@
-"""`hf-edit pull`: a pack of the Hub as a folder."""
+"""`hf-edit pull`: a pack or a hypernetwork of the Hub as a folder."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,19 +17,24 @@ def pull(
     subfolder: Annotated[str | None, typer.Option(help="Folder in the repository.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a pack of the Hub and copy it to a folder; prints the commit, by which the same pack can be had again."""
+    """Check a pack of the Hub, or a hypernetwork, and copy it to a folder.
+
+    Prints the commit, by which the same can be had again.
+    """
+    from hf_edit.hypernets import sharing as hypernets
     from hf_edit.packs import sharing
 
-    pack, origin = sharing.pull(repository, out, revision=revision, subfolder=subfolder)
+    document: dict[str, Any] = {"repository": repository, "subfolder": subfolder}
+    if subfolder is None and hypernets.is_published(repository, revision=revision):
+        manifest, origin = hypernets.pull(repository, out, revision=revision)
+        kind, base, holds = "hypernet", manifest.base.id, ("method", manifest.method)
+        document |= {"method": manifest.method}
+    else:
+        pack, origin = sharing.pull(repository, out, revision=revision, subfolder=subfolder)
+        kind, base, holds = "pack", pack.manifest.base.id, ("edits", str(len(pack.edits)))
+        document |= {"edits": [edit.id for edit in pack.edits]}
     commit = origin.commit if origin else None
     if as_json:
-        document = {"pack": str(out), "repository": repository, "subfolder": subfolder, "commit": commit}
-        print_json(document | {"edits": [edit.id for edit in pack.edits], "base": pack.manifest.base.id})
+        print_json({kind: str(out), "commit": commit, "base": base} | document)
     else:
-        facts = (
-            ("pack", out),
-            ("from", repository),
-            ("commit", commit or "none: a folder"),
-            ("edits", len(pack.edits)),
-        )
-        print_facts(facts)
+        print_facts(((kind, out), ("from", repository), ("commit", commit or "none: a folder"), holds))

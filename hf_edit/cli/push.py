@@ -1,4 +1,4 @@
-"""`hf-edit push`: a pack's folder to the Hub."""
+"""`hf-edit push`: the folder of a pack or of a hypernetwork to the Hub."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import typer
 
 from hf_edit.cli.options import Json
 from hf_edit.cli.output import print_facts, print_json
+from hf_edit.errors import ConfigError
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="The folder of a pack.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="The folder of a pack or of a hypernetwork.", show_default=False)],
     repository: Annotated[str, typer.Argument(help="A repository on the Hub: owner/name.", show_default=False)],
     tag: Annotated[str | None, typer.Option(help="A name for this version, which must be new.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Of a new repository; refuse a public one.")] = False,
@@ -31,15 +32,30 @@ def push(
     values: Annotated[bool, typer.Option(help="Publish values.safetensors too.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Publish a pack on the Hub in one commit; the token is the one of `hf auth login`, or HF_TOKEN.
+    """Publish a pack or a hypernetwork on the Hub in one commit; the token is the one of `hf auth login`, or HF_TOKEN.
 
     The folder's files are published as they are, signatures too, unless --layout, --no-values or --base-model asks for
     others. In the card on the Hub, what its owner wrote around the generated part stays.
     """
+    from hf_edit.hypernets import sharing as hypernets
     from hf_edit.packs.pack import EditPack
     from hf_edit.packs.sharing import publish_folder
 
-    if base_model is None and layout is None and values:
+    if hypernets.is_hypernet(folder):
+        if subfolder is not None or base_model is not None or layout is not None or not values:
+            raise ConfigError(
+                "A hypernetwork has no subfolder, layout, values or other base.", "Leave these options out."
+            )
+        done = hypernets.publish_folder(
+            folder,
+            repository,
+            tag=tag,
+            private=private or None,
+            branch=branch,
+            collection=collection,
+            message=message,
+        )
+    elif base_model is None and layout is None and values:
         done = publish_folder(
             folder,
             repository,

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_edit.compose.adapters import adapter_configs, adapter_layers, holds
 from hf_edit.compose.receipt import MergedPack
 from hf_edit.errors import ComposeError
-from hf_edit.packs import strict_json
+from hf_edit.files import strict_json
 from hf_edit.packs.manifest import sha256
 from hf_edit.packs.pack import EditPack
 from hf_edit.solvers.low_rank import LowRankDelta, concatenated

@@ -20,12 +20,12 @@ from torch import Tensor
 from hf_edit._version import __version__
 from hf_edit.compose import bits
 from hf_edit.errors import PackError
+from hf_edit.files import strict_json
+from hf_edit.files.atomic import write_directory
+from hf_edit.files.reading import MAX_HEADER_BYTES, MAX_TENSOR_BYTES, PlainFolder, read_tensors, write_tensors
 from hf_edit.models.fingerprint import dtype_name
-from hf_edit.packs import strict_json
-from hf_edit.packs.atomic import write_directory
 from hf_edit.packs.locate import locate
 from hf_edit.packs.manifest import sha256
-from hf_edit.packs.reading import MAX_HEADER_BYTES, MAX_TENSOR_BYTES, PackFolder, read_tensors, write_tensors
 
 
 FOLDER = "merge_receipt"
@@ -234,7 +234,7 @@ def left(receipts: Sequence[MergeReceipt]) -> dict[str, MergedWeight]:
     return {name: weight for receipt in receipts for name, weight in receipt.weights.items()}
 
 
-def _read_backup(folder: PackFolder, record: _Record) -> dict[str, Tensor]:
+def _read_backup(folder: PlainFolder, record: _Record) -> dict[str, Tensor]:
     limit = sum(weight.bytes for weight in record.weights.values()) + MAX_HEADER_BYTES
     data = folder.read(_BEFORE, min(limit, MAX_TENSOR_BYTES))
     _require(sha256(data) == record.backup, f"{_BEFORE} was altered")

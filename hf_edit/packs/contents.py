@@ -9,19 +9,19 @@ from typing import Any
 
 from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import InvalidEditError, PackError
-from hf_edit.methods.base import EditSource
-from hf_edit.packs import layout as layouts
-from hf_edit.packs import strict_json
-from hf_edit.packs.card import model_card
-from hf_edit.packs.manifest import Manifest, sha256
-from hf_edit.packs.reading import (
+from hf_edit.files import strict_json
+from hf_edit.files.reading import (
     MAX_HEADER_BYTES,
     MAX_JSON_BYTES,
     MAX_TENSOR_BYTES,
-    PackFolder,
+    PlainFolder,
     read_tensors,
     write_tensors,
 )
+from hf_edit.methods.base import EditSource
+from hf_edit.packs import layout as layouts
+from hf_edit.packs.card import model_card
+from hf_edit.packs.manifest import Manifest, sha256
 from hf_edit.packs.values import read_source, source_tensors
 from hf_edit.packs.verify import check_contents
 from hf_edit.solvers.low_rank import LowRankDelta
@@ -82,7 +82,7 @@ def to_files(pack: PackContents, layout: str, values: bool) -> dict[str, bytes]:
     return {**files, MANIFEST: manifest.with_files(files).to_bytes(), CARD: model_card(manifest, pack.edits)}
 
 
-def from_folder(folder: PackFolder) -> PackContents:
+def from_folder(folder: PlainFolder) -> PackContents:
     """Read and check everything that the manifest lists.
 
     Raises:
@@ -104,7 +104,7 @@ def from_folder(folder: PackFolder) -> PackContents:
     return pack
 
 
-def _read_listed(folder: PackFolder, manifest: Manifest) -> dict[str, bytes]:
+def _read_listed(folder: PlainFolder, manifest: Manifest) -> dict[str, bytes]:
     for name in (CONFIG, ADAPTER, EDITS):
         if name not in manifest.files:
             raise PackError(f"{MANIFEST} does not list {name}.", _ANEW)

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from hf_edit.errors import PackError
+from hf_edit.files.atomic import recover
+from hf_edit.files.reading import PlainFolder
 from hf_edit.hub.client import HubCommit, is_repo_id
 from hf_edit.hub.fetch import snapshot
-from hf_edit.packs.atomic import recover
 from hf_edit.packs.contents import MANIFEST
-from hf_edit.packs.reading import PackFolder
 from hf_edit.validation import shown
 
 
@@ -23,7 +23,7 @@ def locate(
     subfolder: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
-) -> tuple[PackFolder, HubCommit | None]:
+) -> tuple[PlainFolder, HubCommit | None]:
     """The folder of a pack, and the commit that it is of where it came from the Hub.
 
     Args:
@@ -43,7 +43,7 @@ def locate(
         raise _escape(subfolder)
     recover(local / sub)
     if local.is_dir():
-        return PackFolder(local / sub), None
+        return PlainFolder(local / sub), None
     if isinstance(id_or_path, os.PathLike) or local.exists():
         raise PackError(f"{id_or_path} is not a folder.", "Give the folder of a pack, or its id on the Hub.")
     if not is_repo_id(id_or_path):
@@ -67,7 +67,7 @@ def locate(
             f"The repository {id_or_path!r} has no {where} at commit {origin.commit}.",
             "Check the name, the revision and the subfolder.",
         )
-    return PackFolder(folder / sub, within=folder.parent.parent), origin
+    return PlainFolder(folder / sub, within=folder.parent.parent), origin
 
 
 def inside(subfolder: str | None) -> PurePosixPath:

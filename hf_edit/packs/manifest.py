@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hf_edit.errors import PackError
+from hf_edit.files import strict_json
 from hf_edit.models.fingerprint import DIGEST_DTYPES
-from hf_edit.packs import strict_json
 
 
 FORMAT_VERSION = 1

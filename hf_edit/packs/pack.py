@@ -19,11 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_edit._version import __version__
 from hf_edit.edits import EditSet
 from hf_edit.errors import PackError
+from hf_edit.files import strict_json
+from hf_edit.files.atomic import write_directory
 from hf_edit.hub.client import HubCommit
 from hf_edit.methods.base import EditSource
 from hf_edit.packs import layout as layouts
-from hf_edit.packs import strict_json
-from hf_edit.packs.atomic import write_directory
 from hf_edit.packs.contents import FILES, MANIFEST, PackContents, from_folder, is_pack_file, to_files
 from hf_edit.packs.describe import describe_base
 from hf_edit.packs.locate import locate

@@ -9,10 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_edit.errors import HubError
+from hf_edit.files.atomic import write_directory
+from hf_edit.files.reading import MAX_TENSOR_BYTES, PlainFolder
 from hf_edit.hub.card import merged_card
 from hf_edit.hub.client import HubCommit, is_repo_id
 from hf_edit.hub.push import Changes, Published, push
-from hf_edit.packs.atomic import write_directory
 from hf_edit.packs.contents import (
     CARD,
     CONFIG,
@@ -25,7 +26,6 @@ from hf_edit.packs.contents import (
 )
 from hf_edit.packs.locate import inside, locate
 from hf_edit.packs.manifest import Manifest
-from hf_edit.packs.reading import MAX_TENSOR_BYTES, PackFolder
 
 
 SIGNATURES = "*.sig"
@@ -83,7 +83,7 @@ def pull(
     return pack, origin
 
 
-def _files(folder: PackFolder, manifest: Manifest) -> dict[str, bytes]:
+def _files(folder: PlainFolder, manifest: Manifest) -> dict[str, bytes]:
     """The files of a pack that was checked: those its manifest lists, the card, and signatures."""
     there = os.listdir(folder.path)
     names = {

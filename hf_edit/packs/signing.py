@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_edit.errors import ConfigError, PackError
-from hf_edit.packs import strict_json
+from hf_edit.files import strict_json
+from hf_edit.files.reading import PlainFolder
 from hf_edit.packs.contents import CARD, MANIFEST, from_folder
 from hf_edit.packs.listing import check_listing
 from hf_edit.packs.manifest import Manifest
-from hf_edit.packs.reading import PackFolder
 
 
 SIGNATURE = "model.sig"
@@ -48,7 +48,7 @@ class Signature:
     files: tuple[str, ...]
 
 
-def read_signature(folder: PackFolder) -> Signature | None:
+def read_signature(folder: PlainFolder) -> Signature | None:
     """What the signature in a pack's folder claims; None where the pack is not signed.
 
     Raises:
@@ -83,7 +83,7 @@ def sign(path: str | os.PathLike[str], private_key: str | os.PathLike[str], *, p
         PackError: the pack is not sound, or the folder holds what its manifest does not list.
         ConfigError: model-signing is not installed, or the key cannot be used.
     """
-    folder = PackFolder(Path(path))
+    folder = PlainFolder(Path(path))
     check_listing(folder.path, from_folder(folder).manifest.files)
     signing = _model_signing().signing
     with _explained(f"The pack cannot be signed with {private_key}", ConfigError, _MAKE_A_KEY):
@@ -98,7 +98,7 @@ def sign(path: str | os.PathLike[str], private_key: str | os.PathLike[str], *, p
     return folder.path / SIGNATURE
 
 
-def verify_signature(folder: PackFolder, public_key: str | os.PathLike[str]) -> Signature:
+def verify_signature(folder: PlainFolder, public_key: str | os.PathLike[str]) -> Signature:
     """Check that the pack is as the owner of a key signed it.
 
     Raises:

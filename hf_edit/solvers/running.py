@@ -51,3 +51,8 @@ class RunningMoments:
         """(x - mean) / std for rows (n, s), in their dtype, with the unbiased std; constant columns give zero."""
         std = (self.squares / max(self.count - 1, 1)).sqrt()
         return ((rows.double() - self.mean) / (std + EPSILON)).to(rows.dtype)
+
+    def scaled(self, rows: Tensor) -> Tensor:
+        """x / rms for rows (n, s), in their dtype: not centred, so that one row is enough and keeps its direction."""
+        rms = (self.squares / max(self.count, 1) + self.mean.square()).sqrt()
+        return (rows.double() / (rms + EPSILON)).to(rows.dtype)

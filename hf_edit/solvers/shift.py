@@ -10,6 +10,7 @@ G + K^T K, whichever is smaller, serves the solve and the gradients through it.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,10 @@ class Protected:
         self._matrix: Tensor | None = None
         self._inverse: Tensor | None = None
 
+    def copied(self) -> Protected:
+        """The same, to go on from on its own: nothing here is ever written in place."""
+        return copy(self)
+
     def add(self, keys: Tensor, weight: float = 1.0) -> None:
         """Protect keys (n, d_in). The inverse follows by Woodbury's identity while the keys are few."""
         if weight == 0 or not len(keys):
@@ -36,7 +41,7 @@ class Protected:
         if len(K) >= self.d_in:
             self.add_moment(K.T @ K)
             return
-        inverse = self.solve(torch.eye(self.d_in, dtype=K.dtype, device=K.device))
+        inverse = torch.eye(self.d_in, dtype=K.dtype, device=K.device) if self._inverse is None else self._inverse
         Y = inverse @ K.T  # Q^-1 K^T
         inner = torch.eye(len(K), dtype=K.dtype, device=K.device) + K @ Y
         self._matrix = self.matrix() + K.T @ K

@@ -61,7 +61,7 @@ def test_a_users_mistakes(
     failed(hf_edit("pull", "me/pack", "--revision", "v2", "--out", tmp_path / "out"), "no such revision")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("x")
-    failed(hf_edit("pull", "me/pack", "--out", tmp_path / "notes"), "does not belong to a pack: mine.txt")
+    failed(hf_edit("pull", "me/pack", "--out", tmp_path / "notes"), "does not belong there: mine.txt")
     monkeypatch.setenv("HF_TOKEN", "wrong")
     failed(hf_edit("push", pack, "me/pack"), "knows no user by the token", "hf auth login")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")

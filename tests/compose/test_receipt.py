@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from hf_edit.compose.merge import merge, unmerge
 from hf_edit.compose.receipt import DIFFERENCE, PLAIN, MergeReceipt, coded
 from hf_edit.errors import HfEditError, PackError
-from hf_edit.packs import strict_json
+from hf_edit.files import strict_json
 from tests.packs.make import make_pack
 from tests.snapshots import changed, snapshot
 from tests.tiny import tiny_model

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from hf_edit.packs import strict_json
+from hf_edit.files import strict_json
 from hf_edit.packs.contents import EDITS, MANIFEST
 from hf_edit.packs.manifest import sha256
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hf_edit.errors import PackError
-from hf_edit.packs import strict_json
+from hf_edit.files import strict_json
 from hf_edit.packs.manifest import GENERATIONS, Manifest, sha256
 from tests.packs.make import make_pack
 from tests.tiny import tiny_model

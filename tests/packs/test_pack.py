@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from hf_edit.errors import BaseMismatchError, PackError, UnsupportedModelError
-from hf_edit.packs import atomic, strict_json
+from hf_edit.files import atomic, strict_json
 from hf_edit.packs.contents import ADAPTER, CONFIG, EDITS, EVALUATION, FILES, MANIFEST, VALUES
 from hf_edit.packs.manifest import LAYOUTS, sha256
 from hf_edit.packs.pack import EditPack

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from hf_edit.errors import ConfigError, PackError
+from hf_edit.files.reading import PlainFolder
 from hf_edit.packs.contents import ADAPTER, CARD, EDITS, EVALUATION, FILES, MANIFEST
 from hf_edit.packs.pack import EditPack
-from hf_edit.packs.reading import PackFolder
 from hf_edit.packs.signing import SIGNATURE, SignatureError, read_signature, sign, verify_signature
 from tests.packs.hostile import in_bytes, reseal
 from tests.packs.make import make_pack
@@ -57,23 +57,23 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_signed_pack_is_verified_and_opens_as_before(pack: Path, keys: tuple[Path, Path]) -> None:
     before = {path.name: path.read_bytes() for path in pack.iterdir()}
-    assert read_signature(PackFolder(pack)) is None
+    assert read_signature(PlainFolder(pack)) is None
     assert sign(pack, keys[0]) == pack / SIGNATURE
     assert {name: (pack / name).read_bytes() for name in before} == before
     assert sorted(os.listdir(pack.parent)) == ["pack"]
-    signature = verify_signature(PackFolder(pack), keys[1])
+    signature = verify_signature(PlainFolder(pack), keys[1])
     assert set(signature.files) == set(FILES) - {EVALUATION, CARD} and len(signature.key or "") == 64
     EditPack.from_pretrained(pack)
     sign(pack, keys[0])  # again
     (pack / CARD).write_text("the owner's own words")
-    verify_signature(PackFolder(pack), keys[1])
+    verify_signature(PlainFolder(pack), keys[1])
 
 
 @pytest.mark.parametrize("curve", [ec.SECP384R1(), ec.SECP521R1()])
 def test_other_curves(curve: ec.EllipticCurve, pack: Path, tmp_path: Path) -> None:
     secret, public = write_keys(tmp_path, "other", ec.generate_private_key(curve))
     sign(pack, secret)
-    verify_signature(PackFolder(pack), public)
+    verify_signature(PlainFolder(pack), public)
 
 
 def test_a_key_with_a_password(pack: Path, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_key_with_a_password(pack: Path, tmp_path: Path) -> None:
             sign(pack, secret, password=password)
     assert not (pack / SIGNATURE).exists()
     sign(pack, secret, password="open sesame")
-    verify_signature(PackFolder(pack), public)
+    verify_signature(PlainFolder(pack), public)
 
 
 @pytest.mark.parametrize(
@@ -97,14 +97,14 @@ def test_an_altered_file_is_noticed_also_when_its_digest_was_made_right(
     in_bytes(name, lambda data: data.replace(old, new))(pack)
     reseal(pack)
     with pytest.raises(SignatureError, match="does not hold"):
-        verify_signature(PackFolder(pack), keys[1])
+        verify_signature(PlainFolder(pack), keys[1])
 
 
 def test_another_key_is_not_the_author(pack: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
     sign(pack, keys[0])
     _, other = write_keys(tmp_path, "other", ec.generate_private_key(ec.SECP256R1()))
     with pytest.raises(SignatureError, match="(?i)key mismatch"):
-        verify_signature(PackFolder(pack), other)
+        verify_signature(PlainFolder(pack), other)
 
 
 def test_the_signature_of_another_pack(pack: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_the_signature_of_another_pack(pack: Path, keys: tuple[Path, Path], tmp_
     sign(tmp_path / "other", keys[0])
     shutil.copy(tmp_path / "other" / SIGNATURE, pack)
     with pytest.raises(SignatureError, match="does not hold"):
-        verify_signature(PackFolder(pack), keys[1])
+        verify_signature(PlainFolder(pack), keys[1])
 
 
 def test_a_signature_that_leaves_the_manifest_out_vouches_for_nothing(pack: Path, keys: tuple[Path, Path]) -> None:
@@ -122,7 +122,7 @@ def test_a_signature_that_leaves_the_manifest_out_vouches_for_nothing(pack: Path
     config = signing.Config().use_elliptic_key_signer(private_key=keys[0]).set_hashing_config(ignoring)
     config.sign(pack, pack / SIGNATURE)
     with pytest.raises(SignatureError, match="leaves out edit_pack.json"):
-        verify_signature(PackFolder(pack), keys[1])
+        verify_signature(PlainFolder(pack), keys[1])
 
 
 def test_what_the_library_itself_signs_is_verified(pack: Path, keys: tuple[Path, Path]) -> None:
@@ -130,7 +130,7 @@ def test_what_the_library_itself_signs_is_verified(pack: Path, keys: tuple[Path,
 
     (pack / CARD).unlink()
     signing.Config().use_elliptic_key_signer(private_key=keys[0]).sign(pack, pack / SIGNATURE)
-    verify_signature(PackFolder(pack), keys[1])
+    verify_signature(PlainFolder(pack), keys[1])
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_what_the_library_itself_signs_is_verified(pack: Path, keys: tuple[Path,
 def test_a_signature_that_is_none(content: bytes, pack: Path, keys: tuple[Path, Path]) -> None:
     (pack / SIGNATURE).write_bytes(content)
     with pytest.raises(PackError, match=SIGNATURE):
-        verify_signature(PackFolder(pack), keys[1])
+        verify_signature(PlainFolder(pack), keys[1])
     EditPack.from_pretrained(pack)  # which asks for no signature
 
 
@@ -159,12 +159,12 @@ def test_a_signature_with_a_part_missing(pack: Path, keys: tuple[Path, Path]) ->
     bundle["dsseEnvelope"]["signatures"] = []
     (pack / SIGNATURE).write_text(json.dumps(bundle))
     with pytest.raises(SignatureError, match="does not hold"):
-        verify_signature(PackFolder(pack), keys[1])
+        verify_signature(PlainFolder(pack), keys[1])
 
 
 def test_an_unsigned_pack_is_said_to_be_unsigned(pack: Path, keys: tuple[Path, Path]) -> None:
     with pytest.raises(SignatureError, match="is not signed"):
-        verify_signature(PackFolder(pack), keys[1])
+        verify_signature(PlainFolder(pack), keys[1])
 
 
 def test_only_sound_packs_and_nothing_else_are_signed(pack: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_keys_of_no_use(pack: Path, keys: tuple[Path, Path], tmp_path: Path) -> 
     sign(pack, keys[0])
     for useless in (public, tmp_path / "text", tmp_path / "none"):
         with pytest.raises(ConfigError, match="cannot be used"):
-            verify_signature(PackFolder(pack), useless)
+            verify_signature(PlainFolder(pack), useless)
 
 
 def test_a_pack_in_the_hubs_cache(pack: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
@@ -200,9 +200,9 @@ def test_a_pack_in_the_hubs_cache(pack: Path, keys: tuple[Path, Path], tmp_path:
     shutil.move(pack, tmp_path / "repo" / "blobs")
     for name in os.listdir(tmp_path / "repo" / "blobs"):
         (snapshot / name).symlink_to(f"../../blobs/{name}")
-    verify_signature(PackFolder(snapshot, within=tmp_path / "repo"), keys[1])
+    verify_signature(PlainFolder(snapshot, within=tmp_path / "repo"), keys[1])
     with pytest.raises(PackError, match="symbolic link"):
-        verify_signature(PackFolder(snapshot), keys[1])
+        verify_signature(PlainFolder(snapshot), keys[1])
 
 
 def test_without_the_package_the_extra_is_named(

@@ -1,6 +1,7 @@
 """What backpropagation leaves at the edited linears where answers are predicted: keys, and gradients of the outputs.
 
-No weight gradient is computed: a zero that is added to each linear's output carries the gradient.
+No weight gradient is computed: a zero that is added to each linear's output carries the gradient. And none of the
+prompt's tokens but the last: what comes later has no effect on them, so they enter as attention states.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_edit.batching import batched
-from hf_edit.methods.training.texts import Batch, Text, answer_logits
-from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.methods.training.texts import Batch, Text
+from hf_edit.models.editable import EditableLinear, EditableModel, Prefix
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,17 +50,21 @@ def capture(
     gradients: dict[str, list[Tensor]] = {linear.name: [] for linear in linears}
     losses: list[Tensor] = []
     owners: list[Tensor] = []
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))  # texts of one length need no padding
+    # answers of one length need no padding, and of these prompts
+    order = sorted(range(len(texts)), key=lambda i: (len(texts[i].labels), texts[i].start))
     dtype = torch.promote_types(model.dtype, torch.float32)
     for part in batched(order, at_once):
-        batch = Batch.of([texts[i] for i in part])
+        prefix, mask = _prompts(model, [texts[i] for i in part], first)
+        # the last token of the prompt, which predicts the first of the answer, and the answer
+        batch = Batch.of([Text(t.ids[t.start - 1 :], t.entering[t.start - 1 :], 1) for t in (texts[i] for i in part)])
         size = tuple(batch.ids.shape)
+        mask = torch.cat([mask, torch.ones_like(batch.ids)], dim=1)  # no token sees the padding behind it
         zeros = {
             linear.name: torch.zeros(*size, linear.d_out, dtype=dtype, device=model.device, requires_grad=True)
             for linear in linears
         }
         with torch.enable_grad(), model.shifted(zeros), model.reading(linears, size) as inputs:
-            logits = answer_logits(model, batch, first)
+            logits = model.logits_at(batch.ids, batch.where, start={first: batch.entering}, prefix=prefix, mask=mask)
             loss = F.cross_entropy(logits.to(dtype), batch.labels, reduction="none")
             found = torch.autograd.grad(loss.sum(), list(zeros.values()))
         for name, gradient in zip(zeros, found, strict=True):
@@ -75,3 +80,17 @@ def capture(
         torch.cat(losses)[back],
         texts_of_rows[back],
     )
+
+
+def _prompts(model: EditableModel, texts: Sequence[Text], first: int) -> tuple[Prefix, Tensor]:
+    """Attention states of the prompts but for their last tokens, padded on the left to P tokens, and a mask (B, P)."""
+    width = max(text.start for text in texts) - 1
+    ids = texts[0].ids.new_zeros(len(texts), width)
+    entering = texts[0].entering.new_zeros(len(texts), width, texts[0].entering.shape[1])
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        begin = width - (text.start - 1)
+        ids[row, begin:], entering[row, begin:] = text.ids[: text.start - 1], text.entering[: text.start - 1]
+        mask[row, begin:] = 1
+    prefix = model.no_prefix(first)
+    return (model.extended(prefix, ids, start={first: entering}, mask=mask) if width else prefix), mask

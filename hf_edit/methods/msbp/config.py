@@ -8,7 +8,7 @@ from hf_edit.settings import Settings, setting
 from hf_edit.statistics.config import MomentWeights, StatisticsConfig
 
 
-DEPTHS = (0.6, 0.95)
+DEPTHS = (0.6, 0.97)
 """Where the edited blocks begin and end by default, as shares of the depth."""
 
 
@@ -20,13 +20,13 @@ class CalibrationConfig(Settings):
         0.02, "Loss per answer token that is enough: no step goes further than it needs for that.", above=0
     )
     share: float = setting(
-        0.6, "Share of the loss that every step but the last of a batch is to take away.", above=0, at_most=1
+        0.7, "Share of the loss that every step but the last of a batch is to take away.", above=0, at_most=1
     )
     drift_weight: float = setting(
         0.0, "Weight of the KL divergence to the base on its own answers, added to the loss.", at_least=0
     )
     conversations: int = setting(16, "Questions with the base's own answers that drift is measured on.", at_least=1)
-    probes: int = setting(64, "Most edits of a batch that are run to judge a step size.", at_least=1)
+    probes: int = setting(24, "Most edits of a batch that are run to judge a step size.", at_least=1)
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,14 @@ class MultiStepConfig(Settings):
     )
     layers: tuple[int, ...] | None = setting(
         None,
-        "Blocks whose MLP output is edited, ascending; none: those from 0.6 to 0.95 of the depth.",
+        "Blocks whose MLP output is edited, ascending; none: those from 0.6 to 0.97 of the depth.",
         ascending=True,
     )
-    steps: int = setting(
-        2, "Backward passes per batch, each through the model as the ones before left it (MSBP).", at_least=1
+    steps: int | None = setting(
+        None,
+        "Backward passes per batch, each through the model as the ones before left it (MSBP); none: 4, or as many as "
+        "the network was trained for.",
+        at_least=1,
     )
     step_size: float | None = setting(
         None,
@@ -51,12 +54,17 @@ class MultiStepConfig(Settings):
         above=0,
     )
     batch: int | None = setting(None, "Edits learned at once, one batch after the other; none: all.", at_least=1)
-    at_once: int = setting(32, "Texts run together.", at_least=1)
+    at_once: int = setting(8, "Texts run together.", at_least=1)
     ridge: float = setting(1.0, "lambda of the least squares; a hypernetwork brings its own.", above=0)
     protect_earlier: float = setting(
         1.0, "Weight of the keys of earlier batches, and of packs given as earlier, in the ridge.", at_least=0
     )
-    preservation: float = setting(0.0, "Weight of the second moment of what must not change in the ridge.", at_least=0)
+    preservation: float | None = setting(
+        None,
+        "Weight of the second moment of what must not change in the ridge; none: 300, or what the network was trained "
+        "with.",
+        at_least=0,
+    )
     strangers: int = setting(
         0, "Questions of the same kind per edit, made up by the model, whose keys are kept in the ridge.", at_least=0
     )
@@ -74,7 +82,8 @@ class MultiStepConfig(Settings):
         if self.layers is not None:
             return self.layers
         first, end = (round(depth * n_layers) for depth in DEPTHS)
-        return tuple(range(min(first, n_layers - 1), max(end, first + 1)))
+        first = min(first, n_layers - 1)
+        return tuple(range(first, max(end, first + 1)))
 
 
 @dataclass(frozen=True)

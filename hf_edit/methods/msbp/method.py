@@ -8,30 +8,39 @@
 | ultraedit | <k^, k^> | ridge | arXiv 2505.14679 |
 | emsedit | <k, k~> | ridge | arXiv 2508.04012 |
 
-k is the raw key, k^ the standardised one, k~ and v~ what the hypernetwork makes of key and gradient; without one they
-are the standardised rows. `steps` is multi-step backpropagation for each of them.
+k is the raw key, k^ the normalised one, k~ and v~ what the hypernetwork makes of key and gradient; without one they
+are the normalised rows themselves. UltraEdit's rows are centred and scaled, as published; the others' are only scaled,
+which measured better and works for a single token. `steps` is multi-step backpropagation for each of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from hf_edit.batching import batched
 from hf_edit.edits import EditSet
+from hf_edit.errors import ComputationError, ConfigError
 from hf_edit.methods.base import Checkpoints, EditResult, KeyValues, Preservation
 from hf_edit.methods.layers import mlp_outputs
-from hf_edit.methods.msbp.config import MultiStepConfig
+from hf_edit.methods.msbp.config import HyperConfig, MultiStepConfig
+from hf_edit.methods.msbp.hypernet import Hypernet
 from hf_edit.methods.msbp.probe import Probe
 from hf_edit.methods.msbp.proposal import Normaliser, Rule
+from hf_edit.methods.msbp.protection import DEFAULT_PRESERVATION, protected_by_moments
 from hf_edit.methods.msbp.stream import Step, Stream, Transformer
 from hf_edit.methods.training.outcome import warn_of_missed
 from hf_edit.methods.training.texts import Text, prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress
 from hf_edit.prompting import PromptFormat
+
+
+DEFAULT_STEPS = 4
 
 
 class MultiStep:
@@ -43,9 +52,41 @@ class MultiStep:
     def __init__(self, config: MultiStepConfig) -> None:
         self.config = config
 
+    @cached_property
+    def hypernet(self) -> Hypernet | None:
+        """The trained network that the settings name, read when it is first needed."""
+        name = self.config.hypernet if isinstance(self.config, HyperConfig) else None
+        return None if name is None else Hypernet.from_pretrained(name)
+
+    @property
+    def steps(self) -> int:
+        """Backward passes per batch."""
+        return self.config.steps or (DEFAULT_STEPS if self.hypernet is None else self.hypernet.manifest.steps)
+
+    @property
+    def preservation(self) -> float:
+        """Weight of the second moment of what must not change."""
+        if self.config.preservation is not None:
+            return self.config.preservation
+        return DEFAULT_PRESERVATION if self.hypernet is None else self.hypernet.preservation
+
     def linears(self, model: EditableModel) -> list[EditableLinear]:
-        """The maps that will be edited; ConfigError for a layer that the model does not have."""
-        return mlp_outputs(model, self.config.layers_of(model.n_layers), together=False)
+        """The maps that will be edited: with a network those that it knows.
+
+        Raises:
+            ConfigError: a layer that the model does not have, or that the network was not trained for.
+            BaseMismatchError: the network was trained for another base.
+        """
+        if self.hypernet is None:
+            return mlp_outputs(model, self.config.layers_of(model.n_layers), together=False)
+        self.hypernet.check_base(model)
+        layers = self.hypernet.layers
+        if self.config.layers not in (None, layers):
+            raise ConfigError(
+                f"The hypernetwork edits the layers {list(layers)}, not {list(self.config.layers)}.",
+                "Leave layers out: a network brings its own.",
+            )
+        return mlp_outputs(model, layers, together=False)
 
     def compute(
         self,
@@ -60,13 +101,18 @@ class MultiStep:
 
         Nothing is kept in `checkpoints`: a run costs less than a few forward passes per edit.
 
+        Raises:
+            ComputationError: every step was refused.
+
         Warns:
             HfEditWarning: names the edits that are not answered as asked at the end.
         """
         config, linears = self.config, self.linears(model)
         del checkpoints
         texts = prepared(model, [prompts.encode(e.prompt, e.target) for e in edits], linears[0].layer)
-        stream = Stream(model, linears, self.rule, self.transformers(model), config.ridge, config.at_once)
+        protected = protected_by_moments(model, linears, preserve, self.preservation, config.moments)
+        transformers = self.transformers(model, prompts)
+        stream = Stream(model, linears, self.rule, transformers, config.ridge, config.at_once, protected)
         self._protect(stream, edits, preserve)
         probe = Probe(stream, preserve, config.calibration, config.seed)
         source: list[dict[str, KeyValues]] = []
@@ -74,38 +120,47 @@ class MultiStep:
         progress.stage("edits", len(texts))
         for part in batched(range(len(texts)), config.batch or len(texts)):
             batch = [texts[i] for i in part]
-            steps = [self.step(stream, number, batch, probe) for number in range(config.steps)]
-            source += _source(batch, steps)
-            sizes += [[float(f"{step.size:.6g}") for step in steps]] * len(batch)
-            if len(texts) > len(batch):
+            steps = [self.step(stream, number, batch, probe) for number in range(self.steps)]
+            source += _source(batch, [asked for _, asked in steps])
+            sizes += [[float(f"{size:.6g}") for size, _ in steps]] * len(batch)
+            if part[-1] + 1 < len(texts):
                 stream.protect(stream.keys(batch), config.protect_earlier)
             progress.step(len(batch))
+        if not stream.deltas:
+            raise ComputationError(
+                f"None of the {self.steps} steps of any batch lowered the loss of its edits.",
+                "Leave out edits that are answered already, teach more edits together, or give step_size.",
+            )
         return self._result(stream, edits, texts, source, sizes)
 
-    def transformers(self, model: EditableModel) -> list[Transformer]:
-        """What serves each step."""
-        return [Transformer(Normaliser.empty(self.linears(model), model.device))] * self.config.steps
+    def transformers(self, model: EditableModel, prompts: PromptFormat) -> list[Transformer]:
+        """What serves each step; ConfigError for a network that was trained for other prompts, steps or method."""
+        if self.hypernet is not None:
+            self.hypernet.check(prompts, self.name, self.steps)
+            return self.hypernet.transformers(model)
+        return [Transformer(Normaliser.empty(self.linears(model), model.device))] * self.steps
 
-    def step(self, stream: Stream, number: int, batch: Sequence[Text], probe: Probe) -> Step:
-        """One backward pass of a batch and its shift, which stands from then on."""
+    def step(
+        self, stream: Stream, number: int, batch: Sequence[Text], probe: Probe
+    ) -> tuple[float, dict[str, Tensor]]:
+        """One backward pass of a batch and its shift, which stands from then on.
+
+        Returns the step size, and by linear name the changes of outputs that were asked for, (n, d_out).
+        """
         captured = stream.captured(batch)
         proposals = stream.proposals(number, captured)
         if self.config.step_size is not None:
             size = self.config.step_size
+        elif self.hypernet is not None:
+            size = 1.0  # the network has its own eta
         else:
-            size = probe.step_size(batch, captured, proposals, last=number == self.config.steps - 1)
-        step = Step(captured, proposals, size)
-        stream.take(step)
-        return step
+            size = probe.step_size(batch, captured, proposals, last=number == self.steps - 1)
+        stream.take(Step(captured, proposals, size))
+        return size, {name: size * proposal.changes for name, proposal in proposals.items()}
 
     def _protect(self, stream: Stream, edits: EditSet, preserve: Preservation) -> None:
-        """What no step may move: the second moment, strangers' keys, earlier edits' keys, by their weights."""
+        """Keep the keys of strangers and of earlier edits, by their weights."""
         config, model = self.config, stream.model
-        if config.preservation:
-            moments = preserve.moments(stream.linears)
-            for name, protected in stream.protected.items():
-                C = moments.combined(name, moments.collected(config.moments.moment_weights()))
-                protected.add_moment(C.to(model.device), config.preservation)
         strangers = preserve.strangers(list(edits), config.strangers) if config.strangers else ()
         for encoded, weight in ((strangers, config.stranger_weight), (preserve.earlier, config.protect_earlier)):
             if encoded and weight:
@@ -124,17 +179,17 @@ class MultiStep:
             edit.id: {"loss": round(loss, 6), "right": ok, "step_sizes": list(size)}
             for edit, loss, ok, size in zip(edits, losses, right, sizes, strict=True)
         }
-        how = f"as asked after {self.config.steps} steps"
+        how = f"as asked after {self.steps} steps"
         warn_of_missed(dict(zip(receipt, right, strict=True)), how, "Take more steps, or smaller batches.")
-        return EditResult(stream.deltas, source, receipt)
+        return EditResult(stream.deltas, source if self.rule.solve else None, receipt)
 
 
-def _source(batch: Sequence[Text], steps: Sequence[Step]) -> list[dict[str, KeyValues]]:
-    """Per text what its steps asked of each linear, where its answer is predicted."""
+def _source(batch: Sequence[Text], steps: Sequence[Mapping[str, Tensor]]) -> list[dict[str, KeyValues]]:
+    """Per text what its steps asked of each linear in all, where its answer is predicted."""
     counts = [len(text.labels) for text in batch]
     source: list[dict[str, KeyValues]] = [{} for _ in batch]
-    for name in steps[0].proposals:
-        asked = torch.stack([step.size * step.proposals[name].changes for step in steps]).sum(dim=0)  # (n, d_out)
+    for name in steps[0]:
+        asked = torch.stack([step[name] for step in steps]).sum(dim=0)  # (n, d_out)
         for text, values, into in zip(batch, asked.split(counts), source, strict=True):
             positions = torch.arange(text.start - 1, len(text.ids) - 1)
             into[name] = KeyValues(positions, values.float().cpu())
@@ -166,7 +221,7 @@ class UltraEdit(MultiStep):
     """Standardised keys and gradients, without a network."""
 
     name = "ultraedit"
-    rule = Rule(raw_keys=False)
+    rule = Rule(raw_keys=False, centred=True)
 
 
 class EMSEdit(MultiStep):

@@ -1,4 +1,4 @@
-"""The hypernetwork: standardised keys and output gradients to pseudo keys and pseudo gradients (MALMEN, EMSEdit).
+"""The hypernetwork: normalised keys and output gradients to pseudo keys and pseudo gradients (MALMEN, EMSEdit).
 
 One for all linears of one shape, conditioned on the linear by a scale and a shift. It is the identity when it is new.
 """
@@ -50,7 +50,7 @@ class HyperNetwork(nn.Module):
         self.log_ridge = nn.Parameter(torch.zeros(modules))
 
     def forward(self, rows: Tensor, module: int) -> tuple[Tensor, Tensor]:
-        """Pseudo keys (n, d_in) and pseudo gradients (n, d_out) of standardised rows (n, d_in + d_out)."""
+        """Pseudo keys (n, d_in) and pseudo gradients (n, d_out) of normalised rows (n, d_in + d_out)."""
         z = rows
         for block in self.blocks:
             z = block(z, module)

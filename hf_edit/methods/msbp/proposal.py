@@ -22,14 +22,17 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Rule:
-    """What sets the methods apart; k^ is the standardised key, k~ the pseudo key.
+    """What sets the methods apart; k^ is the normalised key, k~ the pseudo key.
 
     Args:
         solve: aggregate by ridge least squares; else sum the rows' rank-one updates (MEND).
+        centred: rows are standardised as published, (x - mean) / std; else only scaled, x / rms, which keeps every
+            coefficient <k, k^> positive, and works for a single row.
         raw_keys: a row's coefficient is <k, k~>, with the raw key; else <k^, k~> (UltraEdit).
     """
 
     solve: bool = True
+    centred: bool = False
     raw_keys: bool = True
 
 
@@ -65,14 +68,15 @@ class Normaliser:
         return cls({shape: RunningMoments.empty(sum(shape), device) for shape in sorted(shapes)})
 
     def add(self, captured: Captured, where: Mapping[str, Place]) -> None:
-        """Take in the rows of every linear, before any is standardised."""
+        """Take in the rows of every linear, before any is normalised."""
         for name, place in where.items():
             self.moments[place.shape].add(torch.cat([captured.keys[name], captured.gradients[name]], dim=1))
 
-    def rows(self, captured: Captured, name: str, place: Place) -> Tensor:
-        """The standardised rows of one linear, (n, d_in + d_out)."""
+    def rows(self, captured: Captured, name: str, place: Place, *, centred: bool) -> Tensor:
+        """The normalised rows of one linear, (n, d_in + d_out)."""
         rows = torch.cat([captured.keys[name], captured.gradients[name]], dim=1)
-        return self.moments[place.shape].standardised(rows)
+        moments = self.moments[place.shape]
+        return moments.standardised(rows) if centred else moments.scaled(rows)
 
 
 def direction(
@@ -82,7 +86,7 @@ def direction(
 
     Args:
         keys: K, (n, d_in).
-        rows: standardised [key | gradient], (n, d_in + d_out).
+        rows: normalised [key | gradient], (n, d_in + d_out).
         network: none: the identity.
     """
     d_in = keys.shape[1]

@@ -6,12 +6,17 @@ from collections.abc import Callable
 
 
 GROWTH = 2.0
-HALVINGS = 6
-REFINEMENTS = 3
+TURNS = 5
+"""Most doublings, or halvings, of the size that the search begins with."""
+BETWEEN = 2**0.5
+REFINEMENTS = 2
 
 
 def smallest_step(loss_at: Callable[[float], float], start: float, before: float, goal: float) -> float:
-    """The smallest step size found that brings the loss to `goal`; the best one if none does; 0 if none lowers it.
+    """The smallest step size found that brings the loss to `goal`; the best one if none does; 0 if none
+    lowers it, or the loss is at the goal already.
+
+    Doubles while that helps and the goal is not reached, then looks between the sizes on either side.
 
     Args:
         loss_at: the loss, with whatever it costs elsewhere added, at a step size.
@@ -19,6 +24,8 @@ def smallest_step(loss_at: Callable[[float], float], start: float, before: float
         before: the loss at 0.
         goal: enough.
     """
+    if before <= goal:
+        return 0.0
     tried = {0.0: before}
 
     def at(size: float) -> float:
@@ -27,19 +34,27 @@ def smallest_step(loss_at: Callable[[float], float], start: float, before: float
         return tried[size]
 
     size = start
-    for _ in range(HALVINGS):  # down to where the loss falls
+    for _ in range(TURNS):
         if at(size) < before:
             break
         size /= GROWTH
     else:
         return 0.0
-    while at(size) > goal and at(size * GROWTH) < at(size):
+    for _ in range(TURNS):
+        if at(size) <= goal or not at(GROWTH * size) < at(size):  # NaN is no improvement
+            break
         size *= GROWTH
-    if at(size) > goal:  # a minimum lies between the neighbours
-        between = [size * 0.7, size * 1.4]
-        return min([size, *between], key=at)
-    low, high = max((s for s in tried if s < size and at(s) > goal), default=0.0), size
+    if at(size) > goal:  # the minimum lies between its neighbours
+        return min((size / BETWEEN, size, size * BETWEEN), key=at)
+    return _smallest_enough(at, size, goal)
+
+
+def _smallest_enough(at: Callable[[float], float], size: float, goal: float) -> float:
+    """The smallest size found that is enough, given one that is."""
+    while at(size / GROWTH) <= goal:
+        size /= GROWTH
+    low = size / GROWTH
     for _ in range(REFINEMENTS):
-        middle = (low * high) ** 0.5 if low else high / GROWTH
-        low, high = (low, middle) if at(middle) <= goal else (middle, high)
-    return high
+        middle = (low * size) ** 0.5
+        low, size = (low, middle) if at(middle) <= goal else (middle, size)
+    return size

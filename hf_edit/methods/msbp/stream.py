@@ -60,7 +60,8 @@ class Stream:
         rule: which method it is.
         transformers: one for each step of a batch, in order; the same one may serve several.
         ridge: lambda, where no network says it.
-                at_once: texts run together.
+        at_once: texts run together.
+        protected: linear name -> what no step may move from the beginning; copied.
     """
 
     def __init__(
@@ -71,10 +72,12 @@ class Stream:
         transformers: Sequence[Transformer],
         ridge: float,
         at_once: int,
+        protected: Mapping[str, Protected] | None = None,
     ) -> None:
         self.model, self.linears, self.rule = model, linears, rule
         self.transformers, self.ridge, self.at_once = transformers, ridge, at_once
-        self.protected = {linear.name: Protected(linear.d_in, model.device) for linear in linears}
+        start = protected or {linear.name: Protected(linear.d_in, model.device) for linear in linears}
+        self.protected = {name: one.copied() for name, one in start.items()}
         self.places: dict[str, Place] = places(linears)
         self.first = linears[0].layer
         self.deltas: dict[str, LowRankDelta] = {}
@@ -94,7 +97,7 @@ class Stream:
     def _proposal(self, transformer: Transformer, captured: Captured, linear: EditableLinear) -> Proposal:
         place, keys = self.places[linear.name], captured.keys[linear.name]
         network = None if transformer.networks is None else transformer.networks[place.shape]
-        rows = transformer.normaliser.rows(captured, linear.name, place)
+        rows = transformer.normaliser.rows(captured, linear.name, place, centred=self.rule.centred)
         coefficients, pseudo_keys, pseudo_gradients = direction(self.rule, keys, rows, network, place.module)
         size = 1.0 if network is None else float(network.log_step[place.module].exp())
         if not self.rule.solve:
@@ -126,7 +129,7 @@ class Stream:
     def keys(self, texts: Sequence[Text]) -> dict[str, Tensor]:
         """Keys where the answers of texts are predicted, with the update in place, (n, d_in) by linear name."""
         kept: dict[str, list[Tensor]] = {linear.name: [] for linear in self.linears}
-        for _, inputs, batch in self._passes(texts):
+        for _, inputs, batch in self._passes(texts, self.linears):
             for name, rows in inputs.items():
                 kept[name].append(rows[batch.where])
         return {name: torch.cat(rows) for name, rows in kept.items()}
@@ -143,10 +146,12 @@ class Stream:
             right += (batch.mean_per_text(wrong) == 0).tolist()
         return losses, right
 
-    def _passes(self, texts: Sequence[Text]) -> Iterator[tuple[Tensor, dict[str, Tensor], Batch]]:
-        """Logits, inputs of the linears and batch, of a forward pass over some of the texts at a time."""
+    def _passes(
+        self, texts: Sequence[Text], read: Sequence[EditableLinear] = ()
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor], Batch]]:
+        """Logits, inputs of these linears and batch, of a forward pass over some of the texts at a time."""
         for part in batched(texts, self.at_once):
             batch = Batch.of(part)
             size = tuple(batch.ids.shape)
-            with self.model.updated(self.deltas), self.model.reading(self.linears, size) as inputs:
+            with self.model.updated(self.deltas), self.model.reading(read, size) as inputs:
                 yield answer_logits(self.model, batch, self.first), inputs, batch

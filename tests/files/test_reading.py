@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_edit.errors import PackError
-from hf_edit.packs.reading import MAX_HEADER_BYTES, PackFolder, read_tensors, write_tensors
+from hf_edit.files.reading import MAX_HEADER_BYTES, PlainFolder, read_tensors, write_tensors
 
 
 GOOD = write_tensors({"a": torch.arange(6.0).reshape(2, 3), "b": torch.arange(4)})
@@ -66,9 +66,9 @@ def test_no_damage_gives_anything_but_an_error_or_tensors(place: int, bits: int,
 
 def test_plain_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b"12345")
-    assert PackFolder(tmp_path).read("a.json") == b"12345"
+    assert PlainFolder(tmp_path).read("a.json") == b"12345"
     with pytest.raises(PackError, match="5 bytes, more than 4"):
-        PackFolder(tmp_path).read("a.json", limit=4)
+        PlainFolder(tmp_path).read("a.json", limit=4)
 
 
 def link(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def nothing(tmp_path: Path) -> None:
 def test_anything_but_plain_files_is_refused(make, message: str, tmp_path: Path) -> None:
     make(tmp_path)
     with pytest.raises(PackError, match=message) as caught:
-        PackFolder(tmp_path).read("a.json")
+        PlainFolder(tmp_path).read("a.json")
     assert caught.value.remedy
 
 
@@ -107,21 +107,21 @@ def test_links_of_a_cache_lead_only_into_the_cache(tmp_path: Path) -> None:
     (tmp_path / "2").write_bytes(b"outside")
     (snapshot / "good.json").symlink_to("../../blobs/1")
     (snapshot / "bad.json").symlink_to("../../../2")
-    pack = PackFolder(snapshot, within=tmp_path / "repo")
+    pack = PlainFolder(snapshot, within=tmp_path / "repo")
     assert pack.read("good.json") == b"inside"
     with pytest.raises(PackError, match="symbolic link"):
         pack.read("bad.json")
     with pytest.raises(PackError, match="symbolic link"):
-        PackFolder(snapshot).read("good.json")
+        PlainFolder(snapshot).read("good.json")
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "x.pt", "y.PKL", "z.npz"])
 def test_folders_with_pickles_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(PackError, match=name):
-        PackFolder(tmp_path)
+        PlainFolder(tmp_path)
 
 
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(PackError, match="not a folder"):
-        PackFolder(tmp_path / "none")
+        PlainFolder(tmp_path / "none")

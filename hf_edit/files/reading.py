@@ -12,7 +12,7 @@ import safetensors.torch
 from torch import Tensor
 
 from hf_edit.errors import PackError
-from hf_edit.packs import strict_json
+from hf_edit.files import strict_json
 from hf_edit.validation import shown
 
 
@@ -24,11 +24,11 @@ MAX_SIZE = 1 << 48
 PICKLES = (".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
 """Endings of files that run code when they are opened, and that other libraries take for weights."""
 
-_ANEW = "The file is damaged: get the pack anew from where it was published."
+_ANEW = "The file is damaged: get it anew from where it was published."
 
 
-class PackFolder:
-    """The files of a pack folder.
+class PlainFolder:
+    """The files of a folder that was written by hf_edit, or says so.
 
     Args:
         path: the folder.
@@ -43,12 +43,12 @@ class PackFolder:
         self.path = path
         self._within = within
         if not path.is_dir():
-            raise PackError(f"{path} is not a folder.", "Give the folder of a pack, or its id on the Hub.")
+            raise PackError(f"{path} is not a folder.", "Give an existing folder, or an id on the Hub.")
         pickles = sorted(name for name in os.listdir(path) if name.lower().endswith(PICKLES))
         if pickles:
             raise PackError(
                 f"{path} holds {pickles[0]}, a kind of file that can run code when it is opened.",
-                "A pack has weights in safetensors files only: delete the file if you trust the rest, else the pack.",
+                "Weights belong in safetensors files: delete this one if you trust the rest, else the folder.",
             )
 
     @property
@@ -60,21 +60,17 @@ class PackFolder:
         """The content of a plain file of at most `limit` bytes.
 
         Raises:
-            PackError: missing, a link out of the pack, not a plain file, or too large.
+            PackError: missing, a link out of the folder, not a plain file, or too large.
         """
         path = self._resolved(name)
         try:
             return _read_plain(path, name, limit)
         except FileNotFoundError as error:
-            raise PackError(
-                f"{self.path} has no {name}.", "Give the folder of a complete pack, or get the pack anew."
-            ) from error
+            raise PackError(f"{self.path} has no {name}.", "Give a complete folder, or get it anew.") from error
         except OSError as error:
             raise PackError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
         except MemoryError as error:
-            raise PackError(
-                f"{name} does not fit into the memory.", "Use a machine with more, or a smaller pack."
-            ) from error
+            raise PackError(f"{name} does not fit into the memory.", "Use a machine with more.") from error
 
     def _resolved(self, name: str) -> Path:
         path = self.path / name
@@ -84,7 +80,7 @@ class PackFolder:
         if self._within is None or not target.is_relative_to(os.path.realpath(self._within)):
             raise PackError(
                 f"{name} is a symbolic link to {os.readlink(path)}.",
-                "Put the file itself there, or name a pack of the Hub by its id.",
+                "Put the file itself there, or name what is on the Hub by its id.",
             )
         return target
 
@@ -96,7 +92,7 @@ def _read_plain(path: Path, name: str, limit: int) -> bytes:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise PackError(f"{name} is not a plain file.", "Remove it and get the pack anew.")
+            raise PackError(f"{name} is not a plain file.", "Remove it and get the file anew.")
         if status.st_size > limit:
             raise PackError(f"{name} has {status.st_size} bytes, more than {limit}.", _ANEW)
         with open(descriptor, "rb", closefd=False) as file:

@@ -62,7 +62,7 @@ def write_directory(
             _sync_folder(target.parent)
     except OSError as error:
         raise PackError(
-            f"The pack cannot be written to {path}: {error.strerror or error}.",
+            f"{path} cannot be written: {error.strerror or error}.",
             "Choose a folder on a disk with free space that you may write to.",
         ) from error
 
@@ -87,9 +87,9 @@ def _check_replaceable(target: Path, marker: str, known: Callable[[str], bool]) 
     foreign = sorted(name for name, is_file in entries.items() if not (is_file and known(name)))
     if foreign:
         shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
-        raise PackError(f"{target} holds what does not belong to a pack: {shown}.", remedy)
+        raise PackError(f"{target} holds what does not belong there: {shown}.", remedy)
     if entries and marker not in entries:
-        raise PackError(f"{target} holds files but no {marker}, so it is not a pack.", remedy)
+        raise PackError(f"{target} holds files but no {marker}, so it is left alone.", remedy)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hf_edit.errors import PackError
-from hf_edit.packs import atomic
-from hf_edit.packs.atomic import recover, write_directory
+from hf_edit.files import atomic
+from hf_edit.files.atomic import recover, write_directory
 
 
 OLD, NEW = {"marker": b"old", "a": b"1"}, {"marker": b"new", "b": b"2"}
@@ -89,8 +89,8 @@ def make_unmarked(target: Path) -> None:
     [
         (make_foreign_file, "notes.txt"),
         (make_git, ".git"),
-        (make_known_name_a_folder, "belong to a pack: b"),
-        (make_known_name_a_link, "belong to a pack: b"),
+        (make_known_name_a_folder, "belong there: b"),
+        (make_known_name_a_link, "belong there: b"),
         (make_unmarked, "no marker"),
     ],
 )

@@ -1,4 +1,4 @@
-"""JSON of pack files: one way to write it, and no surprises when reading it.
+"""JSON of hf_edit's files: one way to write it, and no surprises when reading it.
 
 The types of frozen dataclasses are the schema: `parse` builds one from JSON and names the field that does not fit.
 """
@@ -17,7 +17,7 @@ from hf_edit.errors import PackError
 T = TypeVar("T")
 MAX_DEPTH = 200
 """Brackets inside brackets, far below what Python's own recursion can write and copy."""
-_REMEDY = "The file is damaged or was not written by hf_edit: get the pack anew from where it was published."
+_REMEDY = "The file is damaged or was not written by hf_edit: get it anew from where it was published."
 _NAMES = {bool: "true or false", dict: "an object", int: "an integer", list: "a list", NoneType: "null", str: "a text"}
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_edit.errors import PackError
-from hf_edit.packs.strict_json import MAX_DEPTH, dumps, loads, parse
+from hf_edit.files.strict_json import MAX_DEPTH, dumps, loads, parse
 
 
 @dataclass(frozen=True)
