@@ -70,7 +70,7 @@ class MultiStepConfig(Settings):
     )
     stranger_weight: float = setting(1.0, "Weight of each of these keys in the ridge.", at_least=0)
     rank: int | None = setting(
-        None, "Truncate the finished update to this rank, best for its outputs; none: exact.", at_least=1
+        None, "Largest rank of the finished update, cut so that its outputs change least; none: exact.", at_least=1
     )
     moments: MomentWeights = setting(MomentWeights, "What that second moment is made of.")
     calibration: CalibrationConfig = setting(CalibrationConfig, "How step sizes are found.")

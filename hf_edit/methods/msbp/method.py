@@ -38,6 +38,7 @@ from hf_edit.methods.training.texts import Text, prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress
 from hf_edit.prompting import PromptFormat
+from hf_edit.solvers.truncation import truncated
 
 
 DEFAULT_STEPS = 4
@@ -131,7 +132,8 @@ class MultiStep:
                 f"None of the {self.steps} steps of any batch lowered the loss of its edits.",
                 "Leave out edits that are answered already, teach more edits together, or give step_size.",
             )
-        return self._result(stream, edits, texts, source, sizes)
+        lost = self._truncate(stream, preserve)
+        return self._result(stream, edits, texts, source, sizes, lost)
 
     def transformers(self, model: EditableModel, prompts: PromptFormat) -> list[Transformer]:
         """What serves each step; ConfigError for a network that was trained for other prompts, steps or method."""
@@ -166,6 +168,20 @@ class MultiStep:
             if encoded and weight:
                 stream.protect(stream.keys(prepared(model, encoded, stream.first)), weight)
 
+    def _truncate(self, stream: Stream, preserve: Preservation) -> float | None:
+        """Cut the update to the rank asked for; the largest share that a linear loses of its outputs or weights."""
+        config = self.config
+        if config.rank is None:
+            return None
+        moments = preserve.moments(stream.linears) if self.preservation else None
+        shares = None if moments is None else moments.collected(config.moments.moment_weights())
+        lost = 0.0
+        for name, delta in stream.deltas.items():
+            C = None if moments is None or shares is None else moments.combined(name, shares)
+            stream.deltas[name], error = truncated(delta, config.rank, C)
+            lost = max(lost, error.weights if error.outputs is None else error.outputs)
+        return lost
+
     def _result(
         self,
         stream: Stream,
@@ -173,10 +189,12 @@ class MultiStep:
         texts: Sequence[Text],
         source: Sequence[Mapping[str, KeyValues]],
         sizes: Sequence[Sequence[float]],
+        lost: float | None,
     ) -> EditResult:
         losses, right = stream.judged(texts)
         receipt = {
             edit.id: {"loss": round(loss, 6), "right": ok, "step_sizes": list(size)}
+            | ({} if lost is None else {"truncation_error": round(lost, 6)})
             for edit, loss, ok, size in zip(edits, losses, right, sizes, strict=True)
         }
         how = f"as asked after {self.steps} steps"

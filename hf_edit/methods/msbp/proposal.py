@@ -79,20 +79,25 @@ class Normaliser:
         return moments.standardised(rows) if centred else moments.scaled(rows)
 
 
-def direction(
+def desired(
     rule: Rule, keys: Tensor, rows: Tensor, network: HyperNetwork | None, module: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Coefficients (n,), pseudo keys (n, d_in) and pseudo gradients (n, d_out) of one linear.
+) -> tuple[Tensor, Tensor]:
+    """Desired changes D (n, d_out) of one linear and pseudo keys (n, d_in), differentiable in the network.
+
+    D = -eta c v~ with c as the rule has it, and without c where rank-one updates are summed.
 
     Args:
         keys: K, (n, d_in).
         rows: normalised [key | gradient], (n, d_in + d_out).
-        network: none: the identity.
+        network: none: the identity, with eta 1.
     """
     d_in = keys.shape[1]
     pseudo_keys, pseudo_gradients = (rows[:, :d_in], rows[:, d_in:]) if network is None else network(rows, module)
-    against = keys if rule.raw_keys else rows[:, :d_in]
-    return (against * pseudo_keys).sum(dim=1), pseudo_keys, pseudo_gradients
+    changes = -pseudo_gradients if network is None else -network.log_step[module].exp() * pseudo_gradients
+    if rule.solve:
+        against = keys if rule.raw_keys else rows[:, :d_in]
+        changes = (against * pseudo_keys).sum(dim=1, keepdim=True) * changes
+    return changes, pseudo_keys
 
 
 @dataclass(frozen=True, eq=False)

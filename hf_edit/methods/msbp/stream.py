@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from hf_edit.batching import batched
 from hf_edit.methods.msbp.capture import Captured, capture
 from hf_edit.methods.msbp.network import HyperNetwork
-from hf_edit.methods.msbp.proposal import Normaliser, Place, Proposal, Rule, Shape, direction, places
+from hf_edit.methods.msbp.proposal import Normaliser, Place, Proposal, Rule, Shape, desired, places
 from hf_edit.methods.training.texts import Batch, Text, answer_logits
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.solvers.low_rank import LowRankDelta, concatenated, merged_when_wide
@@ -98,13 +98,11 @@ class Stream:
         place, keys = self.places[linear.name], captured.keys[linear.name]
         network = None if transformer.networks is None else transformer.networks[place.shape]
         rows = transformer.normaliser.rows(captured, linear.name, place, centred=self.rule.centred)
-        coefficients, pseudo_keys, pseudo_gradients = direction(self.rule, keys, rows, network, place.module)
-        size = 1.0 if network is None else float(network.log_step[place.module].exp())
+        changes, pseudo_keys = desired(self.rule, keys, rows, network, place.module)
         if not self.rule.solve:
-            return Proposal(-size * pseudo_gradients, None, pseudo_keys)
+            return Proposal(changes, None, pseudo_keys)
         ridge = self.ridge if network is None else float(network.log_ridge[place.module].exp())
-        solve = KeySolve(keys, Ridge(self.protected[linear.name], ridge))
-        return Proposal(-size * coefficients[:, None] * pseudo_gradients, solve, None)
+        return Proposal(changes, KeySolve(keys, Ridge(self.protected[linear.name], ridge)), None)
 
     def shifted(self, shift: Mapping[str, LowRankDelta]) -> dict[str, LowRankDelta]:
         """The update so far and a shift, in the model's dtype or fp32; never wider than the weights."""

@@ -267,3 +267,17 @@ def test_default_layers_and_those_that_are_not_there(method: str) -> None:
     for depth in range(2, 40):
         layers = MultiStepConfig().layers_of(depth)
         assert layers and 0 <= layers[0] and layers[-1] < depth
+
+
+def test_a_rank_that_is_asked_for_is_kept_and_its_cost_told() -> None:
+    whole = computed(EMSEdit(EMSEditConfig(preservation=0, steps=2)))
+    assert all("truncation_error" not in figures for figures in whole.receipt.values())
+    for preservation in (0.0, 5.0):
+        cut = computed(EMSEdit(EMSEditConfig(preservation=preservation, steps=2, rank=3)))
+        assert all(delta.rank == 3 for delta in cut.deltas.values())
+        (error,) = {figures["truncation_error"] for figures in cut.receipt.values()}
+        assert 0 < error < 1
+    enough = computed(EMSEdit(EMSEditConfig(preservation=0, steps=2, rank=32)))
+    assert {figures["truncation_error"] for figures in enough.receipt.values()} == {0.0}
+    for name, delta in whole.deltas.items():
+        torch.testing.assert_close(enough.deltas[name].dense(), delta.dense(), rtol=1e-4, atol=1e-5)

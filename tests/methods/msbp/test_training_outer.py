@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from hf_edit.methods.msbp.hypernet import networks_of, new_set, per_step
 from hf_edit.methods.msbp.network import HyperNetwork
-from hf_edit.methods.msbp.proposal import Rule
+from hf_edit.methods.msbp.proposal import Rule, desired
 from hf_edit.methods.msbp.stream import Stream, Transformer
 from hf_edit.methods.msbp.training.examples import Example, Prepared, unrelated_of
-from hf_edit.methods.msbp.training.outer import Link, Objective, desired, differentiate, linked, losses
+from hf_edit.methods.msbp.training.outer import Link, Objective, differentiate, linked, losses
 from hf_edit.methods.msbp.training.processes import Processes
 from hf_edit.methods.training.teacher import Known, Teacher
 from hf_edit.models.borrow import borrowed

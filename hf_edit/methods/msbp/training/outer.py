@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from hf_edit.batching import batched
 from hf_edit.methods.msbp.hypernet import copied
 from hf_edit.methods.msbp.network import HyperNetwork
-from hf_edit.methods.msbp.proposal import Normaliser, Rule, Shape, direction
+from hf_edit.methods.msbp.proposal import Normaliser, Shape, desired
 from hf_edit.methods.msbp.stream import Step, Stream
 from hf_edit.methods.msbp.training.processes import Processes
 from hf_edit.methods.training.teacher import Known, divergence
@@ -199,10 +199,3 @@ def _through_network(stream: Stream, link: Link, leaf: LowRankDelta, name: str) 
     if proposal.solve is not None:
         slope = proposal.solve.log_lambda_gradient(by_change, proposal.changes)
         (network.log_ridge[place.module] * slope.to(network.log_ridge.dtype)).backward()
-
-
-def desired(rule: Rule, keys: Tensor, rows: Tensor, network: HyperNetwork, module: int) -> tuple[Tensor, Tensor]:
-    """D (n, d_out) and pseudo keys (n, d_in), differentiable with respect to the network."""
-    coefficients, pseudo_keys, pseudo_gradients = direction(rule, keys, rows, network, module)
-    changes = -network.log_step[module].exp() * pseudo_gradients
-    return (coefficients[:, None] * changes if rule.solve else changes), pseudo_keys
