@@ -97,6 +97,7 @@ def polish(
         HfEditError: as for `edit`.
     """
     pack.verify(model)
+    pack.prompts(tokenizer)
     settings = config or PolishConfig(format=pack.manifest.prompt_format.name)
     method = Polish(settings, pack.deltas)
     return _computed(model, tokenizer, pack.edits, method, earlier, progress, resume_dir, parents=[pack])

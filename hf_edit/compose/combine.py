@@ -31,7 +31,7 @@ from hf_edit.models.editable import EditableModel
 from hf_edit.models.generation import continuations
 from hf_edit.packs.pack import EditPack
 from hf_edit.progress import Progress, Silent
-from hf_edit.prompting import Encoded, PromptFormat
+from hf_edit.prompting import Encoded
 from hf_edit.solvers.low_rank import LowRankDelta, concatenated
 from hf_edit.statistics.preserved import Preserved
 
@@ -74,6 +74,7 @@ def stack(
     Raises:
         PackError, BaseMismatchError: a pack is not sound, or `model` is not its base.
         ComposeError: no packs, packs of two prompt formats, or two answers to one question.
+        ConfigError: the tokenizer writes prompts otherwise than the packs'.
 
     Warns:
         HfEditWarning: questions that the packs answer differently; edits that are not answered word for word after the
@@ -118,6 +119,7 @@ def revert(
     Raises:
         PackError, BaseMismatchError: the pack is not sound, or `model` is not its base.
         ComposeError: an id that is not in the pack, or none would be left.
+        ConfigError: the tokenizer writes prompts otherwise than the pack's.
     """
     gone = frozenset(ids)
     unknown = sorted(gone - set(pack.edits.ids))
@@ -144,7 +146,8 @@ class _Combination:
         progress: Progress,
     ) -> None:
         self.model, self.packs, self.config, self.progress = model, packs, config, progress
-        self.prompts = PromptFormat.of(_format_of(packs), tokenizer)
+        _check_formats(packs)
+        self.prompts = [pack.prompts(tokenizer) for pack in packs][0]
         self.view = EditableModel.of(model)
         self.linears = self.view.linears_named({name for pack in packs for name in pack.deltas})
 
@@ -228,15 +231,14 @@ def _coerced(packs: Iterable[EditPack | str | os.PathLike[str]]) -> list[EditPac
     return given
 
 
-def _format_of(packs: Sequence[EditPack]) -> str:
-    """The prompt format that all packs were taught in."""
+def _check_formats(packs: Sequence[EditPack]) -> None:
+    """Refuse packs that were taught in different prompt formats."""
     formats = sorted({pack.manifest.prompt_format.name for pack in packs})
     if len(formats) > 1:
         raise ComposeError(
             f"The packs were taught in the prompt formats {' and '.join(formats)}.",
             "Stack packs of one format; packs of different formats can be attached side by side.",
         )
-    return formats[0]
 
 
 def _disturbance(taught: Sequence[Taught], deltas: Mapping[str, LowRankDelta]) -> dict[str, float]:

@@ -72,7 +72,7 @@ def sparsify(
     """
     pack.verify(model)
     settings, listener = config or SparsifyConfig(), progress or Silent()
-    view, prompts = EditableModel.of(model), _prompts_of(pack, tokenizer)
+    view, prompts = EditableModel.of(model), pack.prompts(tokenizer)
     linears = view.linears_named(pack.deltas)
     count = _columns_each(linears, columns, bytes)
     with borrowed(view.model), torch.no_grad():
@@ -118,7 +118,7 @@ def moments_for(
     Arguments and errors as for `sparsify`.
     """
     pack.verify(model)
-    view, prompts = EditableModel.of(model), _prompts_of(pack, tokenizer)
+    view, prompts = EditableModel.of(model), pack.prompts(tokenizer)
     with borrowed(view.model):
         linears = view.linears_named(pack.deltas)
         return _moments(view, prompts, linears, config or SparsifyConfig(), progress or Silent())
@@ -133,18 +133,6 @@ def _moments(
 ) -> dict[str, Tensor]:
     moments = Preserved(view, prompts, settings.statistics, settings.seed, progress).moments(linears)
     return moments.combined_each([linear.name for linear in linears], settings.moment_weights(), view.device)
-
-
-def _prompts_of(pack: EditPack, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
-    """The prompt format that the pack was taught in.
-
-    Raises:
-        ConfigError: this tokenizer writes it otherwise.
-    """
-    prompts = PromptFormat.of(pack.manifest.prompt_format.name, tokenizer)
-    if prompts.fingerprint() != pack.manifest.prompt_format.fingerprint:
-        raise ConfigError("The tokenizer writes prompts otherwise than the pack's.", "Use the base's own tokenizer.")
-    return prompts
 
 
 def _columns_each(linears: Sequence[EditableLinear], columns: int | None, size: int | None) -> int:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_edit._version import __version__
 from hf_edit.edits import EditSet
-from hf_edit.errors import PackError
+from hf_edit.errors import ConfigError, PackError
 from hf_edit.files import strict_json
 from hf_edit.files.atomic import write_directory
 from hf_edit.hub.client import HubCommit
@@ -242,6 +242,21 @@ class EditPack(PackContents):
         check_fits(self.manifest, model)
         if weights:
             check_base(self.manifest, model)
+
+    def prompts(self, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
+        """The prompt format that the pack was taught in.
+
+        Raises:
+            ConfigError: this tokenizer writes prompts otherwise.
+        """
+        taught = self.manifest.prompt_format
+        prompts = PromptFormat.of(taught.name, tokenizer)
+        if prompts.fingerprint() != taught.fingerprint:
+            raise ConfigError(
+                "The tokenizer writes prompts otherwise than the one that the pack was taught with.",
+                "Use the base's own tokenizer, with its own chat template.",
+            )
+        return prompts
 
     def truncated(
         self, rank: int, *, moments: Mapping[str, Tensor] | None = None

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hf_edit.api import polish
 from hf_edit.compose.asked import taught_by
 from hf_edit.compose.attach import attach, detach
 from hf_edit.compose.combine import revert, stack
 from hf_edit.compose.config import CombineConfig
 from hf_edit.edits import Edit, EditSet
-from hf_edit.errors import BaseMismatchError, ComposeError, HfEditWarning
+from hf_edit.errors import BaseMismatchError, ComposeError, ConfigError, HfEditWarning
 from hf_edit.methods.joining.update import PRESERVATIONS
 from hf_edit.models.editable import EditableModel
 from hf_edit.packs.pack import EditPack
@@ -211,6 +212,17 @@ def test_what_cannot_be_combined(model) -> None:
         stacked(model, pack_of(model, 2), plain)
     with pytest.raises(BaseMismatchError):
         stacked(tiny_model("llama", seed=5), pack)
+
+
+def test_another_tokenizer_is_refused(model) -> None:
+    pack, other = pack_of(model, 0, 1), tiny_tokenizer("sentencepiece")
+    for attempt in (
+        lambda: stack([pack], model=model, tokenizer=other, config=CONFIG),
+        lambda: pack.revert(["q0"], model=model, tokenizer=other, config=CONFIG),
+        lambda: polish(pack, model=model, tokenizer=other),
+    ):
+        with pytest.raises(ConfigError, match="writes prompts otherwise"):
+            attempt()
 
 
 def test_two_answers_to_one_question(model) -> None:
