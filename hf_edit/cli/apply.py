@@ -48,6 +48,10 @@ def apply(
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    earlier: Annotated[
+        list[Path] | None,
+        typer.Option(help="A pack that stays attached, and is not to be disturbed; may be repeated."),
+    ] = None,
     answers: Answers = True,
     as_json: Json = False,
 ) -> None:
@@ -68,6 +72,7 @@ def apply(
         device=device,
         dtype=dtype,
         with_answers=answers,
+        earlier=earlier or (),
     )
     result.report(as_json)
 
@@ -162,21 +167,32 @@ def compute_pack(
     device: str | None = None,
     dtype: str = "auto",
     with_answers: bool = True,
+    earlier: Sequence[Path] = (),
 ) -> Applied:
     """Compute the pack of these edits with a method, as `pack_of` does.
 
     Args:
+        earlier: packs that the model has attached while it is edited and asked; what they teach is preserved.
         method: none: what `edit` does without settings.
     """
     from hf_edit.api import edit
+    from hf_edit.compose.attach import attach
+    from hf_edit.packs.pack import EditPack
 
     if method is None:
         method, settings = "anyedit", {"backend": "direct"} | (settings or {})
     config: Any = method_entry(method).config_class.from_mapping(settings or {})
+    before = [EditPack.from_pretrained(path) for path in earlier]
+
+    def compute(model: Any, tokenizer: Any, **how: Any) -> EditPack:
+        for pack in before:
+            attach(model, pack)
+        return edit(model, tokenizer, edits, config, earlier=before, **how)
+
     return pack_of(
         base,
         out,
-        lambda model, tokenizer, **how: edit(model, tokenizer, edits, config, **how),
+        compute,
         format=config.format,
         revision=revision,
         device=device,

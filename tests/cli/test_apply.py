@@ -79,6 +79,21 @@ def test_apply_json_is_one_document(hf_edit: Command, arguments: list[Any], tmp_
     assert all({"target", "before", "after", "exact"} <= set(edit) for edit in document["edits"])
 
 
+def test_earlier_packs_stay_attached(hf_edit: Command, arguments: list[Any], tmp_path: Path) -> None:
+    """The second pack is computed, and asked, on top of the first."""
+    assert hf_edit(*arguments, "--json").exit_code == 0
+    later = tmp_path / "later.jsonl"
+    later.write_text(json.dumps({"id": "stone", "prompt": "Who cut the stone?", "target": "Nobody did."}))
+    options = ["--edits", later, "--out", tmp_path / "later", "--json"]
+    document = json.loads(hf_edit(*arguments, *options, "--earlier", tmp_path / "pack").stdout)
+    alone = json.loads(hf_edit(*arguments, *options).stdout)
+    assert [edit["id"] for edit in document["edits"]] == ["stone"]
+    assert document["edits"][0]["before"] != alone["edits"][0]["before"]
+    assert EditPack.from_pretrained(tmp_path / "later").edits.ids == ("stone",)
+    result = hf_edit(*arguments, "--out", tmp_path / "none", "--earlier", tmp_path / "nothing")
+    assert result.exit_code == 2 and "fix:" in result.stderr
+
+
 def test_the_answers_can_be_left_out(hf_edit: Command, arguments: list[Any]) -> None:
     document = json.loads(hf_edit(*arguments, "--no-answers", "--json", "--limit", "1").stdout)
     assert document["edits"] == [{"id": "lamp", "target": "A fox made it."}]
