@@ -17,7 +17,7 @@ class CalibrationConfig(Settings):
     """How a step's size is found by forward passes where none is given."""
 
     target_loss: float = setting(
-        0.02, "Loss per answer token that is enough: no step goes further than it needs for that.", above=0
+        0.005, "Loss per answer token that is enough: no step goes further than it needs for that.", above=0
     )
     share: float = setting(
         0.7, "Share of the loss that every step but the last of a batch is to take away.", above=0, at_most=1
@@ -43,7 +43,7 @@ class MultiStepConfig(Settings):
     )
     steps: int | None = setting(
         None,
-        "Backward passes per batch, each through the model as the ones before left it (MSBP); none: 4, or as many as "
+        "Backward passes per batch, each through the model as the ones before left it (MSBP); none: 6, or as many as "
         "the network was trained for.",
         at_least=1,
     )

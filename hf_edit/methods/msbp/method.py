@@ -41,7 +41,7 @@ from hf_edit.prompting import PromptFormat
 from hf_edit.solvers.truncation import truncated
 
 
-DEFAULT_STEPS = 4
+DEFAULT_STEPS = 6
 
 
 class MultiStep:

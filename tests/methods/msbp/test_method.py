@@ -158,7 +158,7 @@ STRANGER = CHAT.encode("What is the capitol?", "Over the lazy dog.")
 def test_what_is_protected_moves_less_and_the_edits_are_learned_still(kept: str) -> None:
     found = []
     for weight in (0.0, 100.0):
-        values: dict[str, Any] = {"step_size": 0.02, "steps": 1, "layers": (2,)}
+        values: dict[str, Any] = {"step_size": 0.02, "steps": 1, "layers": (2,), "preservation": 0}
         edits, text = EDITS, STRANGER
         if kept == "earlier":
             result = computed(EMSEdit(EMSEditConfig(**values, protect_earlier=weight)), edits, earlier=(text,))
@@ -197,7 +197,7 @@ def test_earlier_packs_are_protected_through_the_front_door() -> None:
 
 def test_the_edits_that_were_missed_are_named() -> None:
     """In the warning, and one by one in the receipt; their losses are those of the edited model."""
-    config = EMSEditConfig(preservation=0, step_size=1e-6)
+    config = EMSEditConfig(preservation=0, step_size=1e-6, steps=2)
     with pytest.warns(HfEditWarning, match=r"4 of 4 edits are not answered as asked .*: capital, who, fuji, wrote\."):
         pack = hf_edit.edit(tiny_model(), tiny_tokenizer(), EDITS, config)
     for edit in EDITS:
@@ -249,7 +249,7 @@ def test_where_no_step_lowers_the_loss_there_is_no_pack() -> None:
         both = True
 
     with pytest.raises(ComputationError, match="None of the 2 steps of any batch lowered"):
-        computed(Both(EMSEditConfig(preservation=0)))
+        computed(Both(EMSEditConfig(preservation=0, steps=2)))
 
 
 def test_three_steps_are_not_worse_than_two() -> None:
@@ -264,7 +264,7 @@ def test_default_layers_and_those_that_are_not_there(method: str) -> None:
     assert [linear.name for linear in linears] == [f"model.layers.{layer}.mlp.down_proj" for layer in (2, 3)]
     with pytest.raises(ConfigError, match="Layer 9 does not exist"):
         entry.method_class(entry.config_class(preservation=0, layers=(1, 9))).linears(view)
-    for depth in range(2, 40):
+    for depth in range(1, 40):
         layers = MultiStepConfig().layers_of(depth)
         assert layers and 0 <= layers[0] and layers[-1] < depth
 
