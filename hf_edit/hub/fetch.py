@@ -12,6 +12,12 @@ from huggingface_hub import HfApi, snapshot_download
 from hf_edit.hub.client import attempt
 
 
+def fetching(id: str, revision: str | None) -> str:
+    """What is being done when something that is no folder here is looked for on the Hub, as an error says it."""
+    at = f" at revision {revision!r}" if revision else ""
+    return f"{id!r} is no folder here, and fetching it{at} from the Hub"
+
+
 def snapshot(
     repo_id: str,
     patterns: Iterable[str],

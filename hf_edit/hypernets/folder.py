@@ -14,7 +14,7 @@ from hf_edit.errors import PackError
 from hf_edit.files.atomic import recover, write_directory
 from hf_edit.files.reading import MAX_TENSOR_BYTES, PlainFolder, read_tensors, write_tensors
 from hf_edit.hub.client import HubCommit, is_repo_id
-from hf_edit.hub.fetch import snapshot
+from hf_edit.hub.fetch import fetching, snapshot
 from hf_edit.hypernets.card import hypernet_card
 from hf_edit.hypernets.manifest import MANIFEST, Manifest
 from hf_edit.models.fingerprint import dtype_name
@@ -82,9 +82,7 @@ def located(
             f"{shown(name)} is no folder here, and no id of a repository on the Hub.",
             "Give the folder of a hypernetwork (hf-edit train makes one), or owner/name.",
         )
-    at = f" at revision {revision!r}" if revision else ""
-    doing = f"{name!r} is no folder here, and fetching it{at} from the Hub"
-    folder = snapshot(name, FILES, doing=doing, revision=revision, token=token)
+    folder = snapshot(name, FILES, doing=fetching(name, revision), revision=revision, token=token)
     if not (folder / MANIFEST).is_file():
         raise PackError(f"The repository {name!r} holds no hypernetwork.", "Check the name and the revision.")
     return PlainFolder(folder, within=folder.parent.parent), HubCommit(name, folder.name)

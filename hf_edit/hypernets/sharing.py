@@ -11,7 +11,7 @@ from hf_edit.errors import HubError
 from hf_edit.files.reading import MAX_TENSOR_BYTES, PlainFolder
 from hf_edit.hub.card import merged_card
 from hf_edit.hub.client import HubCommit, is_repo_id
-from hf_edit.hub.fetch import snapshot
+from hf_edit.hub.fetch import fetching, snapshot
 from hf_edit.hub.push import Changes, Published, push
 from hf_edit.hypernets.folder import CARD, FILES, located, read, save
 from hf_edit.hypernets.manifest import MANIFEST, Manifest
@@ -31,9 +31,7 @@ def is_published(id: str, *, revision: str | None = None) -> bool:
     path = Path(id)
     if path.exists() or not is_repo_id(id):
         return is_hypernet(path)
-    at = f" at revision {revision!r}" if revision else ""
-    doing = f"{id!r} is no folder here, and fetching it{at} from the Hub"
-    return is_hypernet(snapshot(id, (MANIFEST,), doing=doing, revision=revision))
+    return is_hypernet(snapshot(id, (MANIFEST,), doing=fetching(id, revision), revision=revision))
 
 
 def publish(files: Mapping[str, bytes], repo_id: str, *, message: str | None = None, **options: Any) -> HubCommit:

@@ -10,7 +10,7 @@ from hf_edit.errors import PackError
 from hf_edit.files.atomic import recover
 from hf_edit.files.reading import PlainFolder
 from hf_edit.hub.client import HubCommit, is_repo_id
-from hf_edit.hub.fetch import snapshot
+from hf_edit.hub.fetch import fetching, snapshot
 from hf_edit.packs.contents import MANIFEST
 from hf_edit.validation import shown
 
@@ -51,11 +51,10 @@ def locate(
             f"{id_or_path!r} is no folder here, and no id of a repository on the Hub.",
             "Give the folder of a pack, or owner/name.",
         )
-    at = f" at revision {revision!r}" if revision else ""
     folder = snapshot(
         id_or_path,
         [str(sub / name) for name in file_names],
-        doing=f"{id_or_path!r} is no folder here, and fetching it{at} from the Hub",
+        doing=fetching(id_or_path, revision),
         revision=revision,
         token=token,
         cache_dir=cache_dir,

@@ -173,12 +173,13 @@ class MultiStep:
         config = self.config
         if config.rank is None:
             return None
-        moments = preserve.moments(stream.linears) if self.preservation else None
-        shares = None if moments is None else moments.collected(config.moments.moment_weights())
+        moments: dict[str, Tensor] = {}
+        if self.preservation:
+            weights = config.moments.moment_weights()
+            moments = preserve.moments(stream.linears).combined_each(stream.deltas, weights, stream.model.device)
         lost = 0.0
         for name, delta in stream.deltas.items():
-            C = None if moments is None or shares is None else moments.combined(name, shares)
-            stream.deltas[name], error = truncated(delta, config.rank, C)
+            stream.deltas[name], error = truncated(delta, config.rank, moments.get(name))
             lost = max(lost, error.weights if error.outputs is None else error.outputs)
         return lost
 

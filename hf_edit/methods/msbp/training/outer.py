@@ -52,6 +52,16 @@ def linked(stream: Stream, number: int, texts: Sequence[Text], processes: Proces
     return Link(Step(captured, proposals, 1.0), copied(transformer.normaliser), transformer.networks)
 
 
+@dataclass(frozen=True)
+class Losses:
+    """Mean loss per answer token, mean divergence in nats, squared norm of the update, and their weighted sum."""
+
+    answers: float
+    divergence: float
+    squared_norm: float
+    total: float
+
+
 @dataclass(frozen=True, eq=False)
 class Objective:
     """What the model is to be like after a batch.
@@ -68,15 +78,10 @@ class Objective:
     locality: float
     size: float
 
-
-@dataclass(frozen=True)
-class Losses:
-    """Mean loss per answer token, mean divergence in nats, squared norm of the update, and their weighted sum."""
-
-    answers: float
-    divergence: float
-    squared_norm: float
-    total: float
+    def weighed(self, answers: float, divergence: float, squared_norm: float) -> Losses:
+        """These losses with their sum."""
+        total = answers + self.locality * divergence + self.size * squared_norm
+        return Losses(answers, divergence, squared_norm, total)
 
 
 def differentiate(
@@ -106,15 +111,14 @@ def differentiate(
     for link, update, name in processes.mine(pairs):
         _through_network(stream, link, update[name], name)
     answers, drift = found.tolist()
-    return Losses(answers, drift, squared, answers + objective.locality * drift + objective.size * squared)
+    return objective.weighed(answers, drift, squared)
 
 
 def losses(stream: Stream, objective: Objective, processes: Processes) -> Losses:
     """The losses of the stream's model as it is."""
     with torch.no_grad(), stream.model.updated(stream.deltas):
         answers, drift = _through_model(stream, objective, processes).tolist()
-    squared = sum(delta.norm() ** 2 for delta in stream.deltas.values())
-    return Losses(answers, drift, squared, answers + objective.locality * drift + objective.size * squared)
+    return objective.weighed(answers, drift, sum(delta.norm() ** 2 for delta in stream.deltas.values()))
 
 
 def _leaves(link: Link) -> dict[str, LowRankDelta]:
