@@ -186,6 +186,16 @@ class PromptFormat:
         """Every token that is text, ascending."""
         return tuple(sorted(set(self.tokenizer.get_vocab().values()) - self._special))
 
+    @cached_property
+    def turns(self) -> PromptFormat | None:
+        """The chat format of the same tokenizer, where a user's turn can be begun in it."""
+        try:
+            chat = self if self.name == "chat" else PromptFormat("chat", self.tokenizer)
+            chat.user_turn_ids()
+        except ConfigError:
+            return None
+        return chat
+
     def user_turn_ids(self) -> tuple[int, ...]:
         """The ids up to where a user's text begins: from here a chat model invents questions of its own.
 

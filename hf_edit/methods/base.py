@@ -62,7 +62,7 @@ class Preservation(Protocol):
         """Second moments of the inputs of these linears, from a cache or by collecting them."""
 
     def conversations(self) -> Sequence[Encoded]:
-        """Questions with the base's own answers, not necessarily to their end; pieces of text without turns."""
+        """Questions in the edits' format with the base's own answers, not necessarily to their end."""
 
     def strangers(self, edits: Sequence[Edit], count: int) -> Sequence[Encoded]:
         """Questions of the same kind as those of `edits`, up to `count` for each, with the base's own answers."""

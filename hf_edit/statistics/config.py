@@ -31,12 +31,12 @@ class MomentWeights(Settings):
     """How much each part of the statistics counts in C, the second moment of what must not change."""
 
     chat_weight: float = setting(
-        3.0, "Weight of the moment of all tokens of chat prompts, the template's own among them.", at_least=0
+        3.0, "Weight of the moment of all tokens of invented questions, the template's own among them.", at_least=0
     )
     prompt_weight: float = setting(
-        0.1, "Share of the moment of chat prompts' last tokens that is added to plain text's.", at_least=0
+        0.1, "Share of the moment of their last tokens that is added to plain text's.", at_least=0
     )
-    answer_weight: float = setting(0.3, "The same for chat answers' tokens.", at_least=0)
+    answer_weight: float = setting(0.3, "The same for their answers' tokens.", at_least=0)
     ridge: float = setting(1e-4, "Added to the moment's diagonal, relative to its mean eigenvalue.", above=0)
 
     def moment_weights(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The tokens that statistics are taken over: plain text, and conversations where the format has turns."""
+"""The tokens that statistics are taken over: plain text, and questions in the edits' format with their answers."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def write_corpus(
         seed: of what the model writes itself.
 
     Warns:
-        HfEditWarning: the model invented no question in its chat format.
+        HfEditWarning: the model invented no question.
 
     Raises:
         StatisticsError: the text cannot be read, or is shorter than one row.
@@ -83,7 +83,7 @@ def write_corpus(
     with borrowed(model.model):
         own = config.text == "self"
         text = _own_text(model, prompts, config, rows, seed, progress) if own else _given_text(prompts, config, rows)
-        asked = prompts.name == "chat" and config.conversations > 0
+        asked = config.conversations > 0
         conversations = _conversations(model, prompts, config, seed, progress) if asked else ()
     return Corpus(text, conversations, config.text)
 
@@ -107,7 +107,7 @@ def _conversations(
     progress.step()
     if not questions:
         warnings.warn(
-            "The model invented no question in its chat format, so the statistics are of plain text alone and an edit "
+            "The model invented no question, so the statistics are of plain text alone and an edit "
             "may spill over to other questions.",
             HfEditWarning,
             stacklevel=3,

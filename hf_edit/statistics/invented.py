@@ -1,12 +1,14 @@
 """Text, questions and answers that the model writes itself, so that statistics need no data set.
 
 Sampled at temperature 1 among the 50 likeliest tokens. Plain text starts from random tokens of the vocabulary;
-questions are what the model writes where its chat template expects the user to speak.
+questions are what the model writes where its chat template expects the user to speak, or behind a question's first
+words where there is no template. Whatever they came from, they are put to the model in the format of the edits.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -26,7 +28,8 @@ OPENINGS = (
     *("Who wrote", "What are", "Is", "In which year", "What does", "Name", "How does", "Which country"),
     *("What was", "Who is", "Tell me"),
 )
-PROCEDURE = 3
+QUESTION_END = re.compile(r"[?？]|(?=\n)")
+PROCEDURE = 4
 """Raised when what is written or collected changes, so that old statistics are not taken for new ones."""
 
 
@@ -45,20 +48,18 @@ def invent_questions(model: EditableModel, prompts: PromptFormat, count: int, ba
     """Up to `count` different questions, in the order they came; fewer if the model repeats itself.
 
     Left alone, chat models ask for long pieces of work. Every second question is therefore made to begin like a
-    short one: its last token has another key, and it is short questions that most edits are about.
+    short one: its last token has another key, and it is short questions that most edits are about. A model without
+    a chat template is never left alone.
     """
-    start, choose = prompts.user_turn_ids(), _choice(seed)
-    openings = [prompts.text_ids(OPENINGS[i // 2 % len(OPENINGS)] if i % 2 else "") for i in range(count)]
+    choose, turns = _choice(seed), prompts.turns
+    free = 2 if turns else 1
+    openings = [OPENINGS[i // free % len(OPENINGS)] if i % free or not turns else "" for i in range(count)]
     questions: dict[str, None] = {}
     for _ in range(MAX_ATTEMPTS):
-        unended: list[tuple[int, ...]] = []
+        unended: list[str] = []
         for part in batched(openings, batch):
-            rows = [(*start, *opening) for opening in part]
-            written = continuations(model.model, rows, prompts.stop_ids, MAX_QUESTION_TOKENS, choose)
-            for opening, more in zip(part, written, strict=True):
-                ended = 0 < len(more) < MAX_QUESTION_TOKENS
-                question = prompts.decode([*opening, *more]).strip() if ended else ""
-                if question and question not in questions:
+            for opening, (question, ended) in zip(part, _asked(model, prompts, part, choose), strict=True):
+                if ended and question and question not in questions:
                     questions[question] = None
                 else:
                     unended.append(opening)
@@ -76,9 +77,18 @@ def invent_alike(
 ) -> list[str]:
     """Questions of the same kind as these, up to `count` for each: they begin alike and go on as the model likes.
 
-    One that is still going on after `MAX_QUESTION_TOKENS` ends there, at a word. Where the format has no turns, the
-    beginnings themselves.
+    One that is still going on after `MAX_QUESTION_TOKENS` ends there, at a word.
     """
+    choose = _choice(seed)
+    found: dict[str, None] = {}
+    for part in batched(first_words(questions, count, seed), config.batch):
+        for question, ended in _asked(model, prompts, part, choose):
+            found[question if ended else question.rpartition(" ")[0]] = None
+    return [question for question in found if question]
+
+
+def first_words(questions: Sequence[str], count: int, seed: int) -> list[str]:
+    """How each question begins, `count` times: two words to three fifths of them; none of a single word."""
     generator = random.Random(seed)
     openings: list[str] = []
     for question in questions:
@@ -86,23 +96,36 @@ def invent_alike(
         for _ in range(count if len(words) > 1 else 0):
             kept = generator.randint(min(2, len(words) - 1), max(2, len(words) * 3 // 5))
             openings.append(" ".join(words[:kept]))
-    if prompts.name != "chat":
-        return list(dict.fromkeys(openings))
-    start, choose = prompts.user_turn_ids(), _choice(seed)
-    found: dict[str, None] = {}
-    for part in batched([prompts.text_ids(opening) for opening in openings], config.batch):
-        rows = [(*start, *opening) for opening in part]
-        written = continuations(model.model, rows, prompts.stop_ids, MAX_QUESTION_TOKENS, choose)
-        for opening, more in zip(part, written, strict=True):
-            question = prompts.decode([*opening, *more]).strip()
-            found[question.rpartition(" ")[0] if len(more) == MAX_QUESTION_TOKENS else question] = None
-    return [question for question in found if question]
+    return openings
+
+
+def _asked(
+    model: EditableModel, prompts: PromptFormat, openings: Sequence[str], choose: Choice
+) -> list[tuple[str, bool]]:
+    """Per opening a question that begins so, and whether the model ended it.
+
+    Without a chat template it ends with the first mark that ends a question, or with the line.
+    """
+    turns = prompts.turns
+    asking = turns or PromptFormat("plain", prompts.tokenizer)
+    start = turns.user_turn_ids() if turns else asking.prompt_ids("")
+    begun = [asking.text_ids(opening) for opening in openings]
+    written = continuations(
+        model.model, [(*start, *ids) for ids in begun], asking.stop_ids, MAX_QUESTION_TOKENS, choose
+    )
+    questions: list[tuple[str, bool]] = []
+    for ids, more in zip(begun, written, strict=True):
+        text, ended = asking.decode([*ids, *more]).strip(), 0 < len(more) < MAX_QUESTION_TOKENS
+        if turns is None and (mark := QUESTION_END.search(text)):
+            text, ended = text[: mark.end()].strip(), True
+        questions.append((text, ended))
+    return questions
 
 
 def invent_answers(
     model: EditableModel, prompts: PromptFormat, questions: Sequence[str], tokens: int, batch: int, seed: int
 ) -> Iterator[Encoded]:
-    """For each question its chat prompt followed by an answer of at most `tokens`, without the end of its turn."""
+    """For each question its prompt followed by an answer of at most `tokens`, without the end of its turn."""
     choose = _choice(seed)
     for part in batched(questions, batch):
         rows = [prompts.prompt_ids(question) for question in part]

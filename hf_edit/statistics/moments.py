@@ -12,8 +12,8 @@ from hf_edit.errors import StatisticsError
 
 
 PARTS = ("text", "chat", "prompt", "answer")
-"""Which tokens a moment is over: plain text; all tokens of chat prompts, the template's own among them; the last token
-of chat prompts, where every edit's first key sits; and the tokens of chat answers."""
+"""Which tokens a moment is over: plain text; all tokens of questions in the edits' format, a template's own among
+them; their last tokens, where every edit's first key sits; and the tokens of their answers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class SecondMoments:
     def collected(self, weights: Mapping[str, float]) -> dict[str, float]:
         """The weights of the parts that there are.
 
-        Formats without turns, and models that invent no question, have plain text only.
+        A model that invents no question has plain text only.
         """
         return {part: weight for part, weight in weights.items() if part in self.tokens}
 

@@ -36,15 +36,8 @@ class Preserved:
         return obtain(self.model, self.prompts, linears, self.config, self.seed, self.progress)
 
     def conversations(self) -> Sequence[Encoded]:
-        """Questions that the base invented, with its own answers.
-
-        Where the format has no turns, pieces of its plain text: the first half counts as the question.
-        """
-        corpus = obtain_corpus(self.model, self.prompts, self.config, self.seed, self.progress)
-        if self.prompts.name == "chat":
-            return corpus.conversations
-        half = min(self.config.length // 2, self.config.answer_tokens)
-        return [Encoded(tuple(row[: 2 * half]), half) for row in corpus.text[: self.config.conversations].tolist()]
+        """Questions that the base invented, with its own answers."""
+        return obtain_corpus(self.model, self.prompts, self.config, self.seed, self.progress).conversations
 
     def strangers(self, edits: Sequence[Edit], count: int) -> Sequence[Encoded]:
         """Up to `count` questions of the same kind for each edit, with the base's own answers.

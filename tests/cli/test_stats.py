@@ -61,7 +61,8 @@ def test_edits_with_the_same_settings_find_them(hf_edit: Command, base: Path, mo
 
 def test_other_settings_stand_beside_them(hf_edit: Command, base: Path, text: Path) -> None:
     for tokens in (250, 300):
-        hf_edit("stats", "collect", "--model", base, "--text", text, "--tokens", tokens, "--format", "plain")
+        options = ("--text", text, "--tokens", tokens, "--conversations", 0, "--format", "plain")
+        hf_edit("stats", "collect", "--model", base, *options)
     document = json.loads(hf_edit("stats", "show", "--model", base, "--json").stdout)
     edited = [f"model.layers.{layer}.mlp.down_proj" for layer in (2, 3)]
     assert [entry["linear"] for entry in document["statistics"]] == edited * 2

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_edit.edits import Edit, Message
@@ -15,7 +15,7 @@ from hf_edit.progress import Silent
 from hf_edit.prompting import PromptFormat
 from hf_edit.statistics import invented as module
 from hf_edit.statistics.config import StatisticsConfig
-from hf_edit.statistics.invented import MAX_QUESTION_TOKENS, invent_alike
+from hf_edit.statistics.invented import MAX_QUESTION_TOKENS, first_words, invent_alike
 from hf_edit.statistics.preserved import Preserved, with_other_subjects
 
 
@@ -68,22 +68,23 @@ def test_the_seed_alone_decides(view: EditableModel, chat: PromptFormat) -> None
     random.setstate(state)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.sampled_from("what is the dog of France a b 1600?".split()), min_size=1, max_size=12),
     st.integers(0, 9),
 )
-def test_openings_leave_something_out_of_long_questions(
-    view: EditableModel, plain: PromptFormat, words: list[str], seed: int
-) -> None:
-    """In formats without turns the openings are the questions."""
-    found = alike(view, plain, [" ".join(words)], 5, seed)
-    assert (found == []) == (len(words) == 1)
+def test_openings_leave_something_out_of_long_questions(words: list[str], seed: int) -> None:
+    found = first_words([" ".join(words)], 5, seed)
+    assert len(found) == (0 if len(words) == 1 else 5)
     for opening in found:
         kept = opening.split()
         assert kept == words[: len(kept)] and len(kept) >= min(2, len(words) - 1)
         assert len(words) <= 2 or len(kept) <= max(2, len(words) * 3 // 5) < len(words)
-    assert len(set(found)) == len(found)
+
+
+def test_in_a_format_without_turns_they_come_from_the_chat_template_too(
+    view: EditableModel, chat: PromptFormat, plain: PromptFormat
+) -> None:
+    assert alike(view, plain, QUESTIONS, 4) == alike(view, chat, QUESTIONS, 4)
 
 
 def test_one_word_says_nothing_about_its_kind(view: EditableModel, chat: PromptFormat) -> None:
@@ -141,12 +142,10 @@ def test_messages_are_asked_about_their_question(view: EditableModel, chat: Prom
 
 
 def test_an_edits_own_question_is_no_stranger(
-    view: EditableModel, chat: PromptFormat, plain: PromptFormat, monkeypatch: pytest.MonkeyPatch
+    view: EditableModel, chat: PromptFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the model writes it again, or the opening of two words is all of it."""
+    """Where the model writes it again."""
     short = Edit("Who wrote", "Nobody.")
-    strangers = preserved(view, plain).strangers([short], 20)
-    assert [plain.decode(stranger.prompt_ids) for stranger in strangers] == ["Who"]
     writing(monkeypatch, ["", " it?"], chat)
     asked = [chat.prompt_ids(prompt) for prompt in ("Who wrote", "Who wrote it?")]
     strangers = preserved(view, chat).strangers([short, Edit("Who wrote it?", "Me.")], 20)

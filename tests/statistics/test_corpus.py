@@ -24,7 +24,7 @@ OWN = {"text": "self", "tokens": 100, "length": 12, "batch": 4}
 
 
 def written(view: EditableModel, prompts: PromptFormat, seed: int = 0, **settings: object) -> Corpus:
-    return write_corpus(view, prompts, StatisticsConfig.from_mapping(settings), seed, Silent())
+    return write_corpus(view, prompts, StatisticsConfig.from_mapping({"conversations": 0, **settings}), seed, Silent())
 
 
 def same(first: Corpus, second: Corpus) -> bool:
@@ -61,9 +61,17 @@ def test_conversations(view: EditableModel, chat: PromptFormat) -> None:
         assert question and 0 <= len(talk.answer_ids) <= 5
 
 
-def test_only_the_chat_format_has_conversations(view: EditableModel, plain: PromptFormat, chat: PromptFormat) -> None:
-    assert written(view, plain, **OWN).conversations == ()
-    assert written(view, chat, **OWN, conversations=0).conversations == ()
+def test_other_formats_put_the_same_questions_in_their_own_way(
+    view: EditableModel, plain: PromptFormat, chat: PromptFormat
+) -> None:
+    settings = {**OWN, "conversations": 6, "answer_tokens": 5}
+    found, talks = (written(view, prompts, **settings).conversations for prompts in (plain, chat))
+    begun = len(chat.user_turn_ids())
+    questions = [chat.decode(talk.prompt_ids[begun:]) for talk in talks]
+    assert len(found) == len(talks)
+    for talk, question in zip(found, questions, strict=True):
+        assert question.startswith(plain.decode(talk.prompt_ids).strip())
+    assert written(view, plain, **OWN).conversations == written(view, chat, **OWN).conversations == ()
 
 
 def test_it_depends_on_the_seed_alone(view: EditableModel, chat: PromptFormat) -> None:
@@ -96,7 +104,7 @@ def test_a_model_that_invents_no_question_is_warned_of(
 ) -> None:
     monkeypatch.setattr(module, "invent_questions", lambda *_: [])
     with pytest.warns(HfEditWarning, match="invented no question"):
-        assert written(view, chat, **OWN).conversations == ()
+        assert written(view, chat, **OWN, conversations=2).conversations == ()
 
 
 @pytest.mark.parametrize("talks", [(), (Encoded((5, 9, 11), 3), Encoded((7, 8, 9, 10), 2))])

@@ -44,6 +44,24 @@ def test_questions_are_different_and_half_begin_like_short_ones(
     assert len(questions) == len(set(questions)) == 6
 
 
+def test_without_a_chat_template_a_question_ends_with_its_mark_or_its_line(
+    view: EditableModel, plain: PromptFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain.tokenizer.chat_template = None
+    prompted: list[tuple[int, ...]] = []
+    texts = iter([" the dog? a b", " a b\n c d", " a" * MAX_QUESTION_TOKENS, " dog"] + [" b?", " a?"] * 8)
+
+    def continuations(_: object, rows: list[tuple[int, ...]], stop: object, most: int, __: object) -> list[list[int]]:
+        prompted.extend(rows)
+        return [list(plain.text_ids(next(texts)))[:most] for _ in rows]
+
+    monkeypatch.setattr(module, "continuations", continuations)
+    found = invent_questions(view, plain, 4, 4, 0)
+    assert [plain.decode(row) for row in prompted[:4]] == list(OPENINGS[:4])
+    assert found[:3] == [f"{OPENINGS[0]} the dog?", f"{OPENINGS[1]} a b", f"{OPENINGS[3]} dog"]
+    assert found[3:] == [f"{OPENINGS[2]} b?"]  # asked for again: it did not end
+
+
 def test_an_answer_follows_its_question_and_leaves_out_the_end_of_the_turn(
     view: EditableModel, chat: PromptFormat
 ) -> None:

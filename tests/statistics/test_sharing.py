@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_the_card_says_of_which_bases_and_how_many_tokens(hub: LoopbackHub, view
     push_statistics(view, "me/stats")
     obtain(view, plain, view.linears[:2], CONFIG, 0, Silent())
     other = EditableModel.of(tiny_model(seed=1))
-    obtain(other, plain, other.linears[:1], CONFIG, 0, Silent())
+    obtain(other, plain, other.linears[:1], replace(CONFIG, conversations=0), 0, Silent())
     push_statistics(view, "me/stats")
     push_statistics(other, "me/stats")
     index = json.loads(hub.files("me/stats")["statistics.json"])
@@ -84,7 +85,7 @@ def test_the_card_says_of_which_bases_and_how_many_tokens(hub: LoopbackHub, view
 def test_a_private_text_stays_private(
     hub: LoopbackHub, view: EditableModel, plain: PromptFormat, text: Path, elsewhere
 ) -> None:
-    private = StatisticsConfig(text=str(text), tokens=256, length=32)
+    private = StatisticsConfig(text=str(text), tokens=256, conversations=0, length=32)
     obtain(view, plain, view.linears[:1], private, 0, Silent())
     with pytest.raises(StatisticsError, match="no statistics of this model that could be published"):
         push_statistics(view, "me/stats")

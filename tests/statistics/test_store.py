@@ -38,7 +38,7 @@ def nothing_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def config(text: Path) -> StatisticsConfig:
-    return StatisticsConfig(text=str(text), tokens=230, length=16, batch=4)
+    return StatisticsConfig(text=str(text), tokens=230, conversations=0, length=16, batch=4)
 
 
 @pytest.fixture

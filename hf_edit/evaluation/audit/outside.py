@@ -32,7 +32,7 @@ with C of other settings; .29 with the identity.
 AGREEING_ABOVE = 0.02
 """The same where keys depend on what the blocks below were changed to, which is known but roughly: there the best
 tenth can agree while others do not."""
-UNLISTED, UNLISTED_AT_MOST = 0.02, 0.5
+UNLISTED, UNLISTED_AT_MOST = 0.02, 0.4
 """From here on a direction lies outside, with C in full agreement and at most. On SmolLM2 honest packs reach 1e-12
 with C as it was (5e-5 in bf16) and .25 with a part of C left out; with one of eleven edits unlisted .78 or more."""
 UNLISTED_AMONG_MANY = 0.2

@@ -81,11 +81,12 @@ class AnyEditConfig(Settings):
     )
     prompt_weight: float | None = setting(
         None,
-        "Share of the moment of chat prompts' last tokens that is added to plain text's; none: 0.01 for one edit, so "
-        "that other wordings still reach it, and 1 for several, which would otherwise disturb each other. [0]",
+        "Share of the moment of invented questions' last tokens that is added to plain text's; none: 0.01 for one "
+        "edit, so that other wordings still reach it, and 1 for several, which would otherwise disturb each other. "
+        "[0]",
         at_least=0,
     )
-    answer_weight: float = setting(0.3, "The same for chat answers' tokens. [0]", at_least=0)
+    answer_weight: float = setting(0.3, "The same for their answers' tokens. [0]", at_least=0)
     null_share: float = setting(
         0.1,
         "alphaedit: share of the second moment's trace that its null space may hold. [eigenvalues below 0.02]",

@@ -51,9 +51,9 @@ class ShortFactConfig(Settings):
         0.0625, "Weight of the KL to the base on '{subject} is a', after the prompt's last token. [0.0625]", at_least=0
     )
     prompt_weight: float = setting(
-        1.0, "Share of the moment of chat prompts' last tokens that is added to plain text's. [0]", at_least=0
+        1.0, "Share of the moment of invented questions' last tokens that is added to plain text's. [0]", at_least=0
     )
-    answer_weight: float = setting(0.3, "The same for chat answers' tokens. [0]", at_least=0)
+    answer_weight: float = setting(0.3, "The same for their answers' tokens. [0]", at_least=0)
     earlier_weight: float = setting(1.0, "Weight of the tokens of edits taught earlier. [1]", at_least=0)
     batch: int = setting(8, "Facts optimised at once.", at_least=1)
     statistics: StatisticsConfig = setting(StatisticsConfig, "Where second moments come from.")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_edit.edits import Edit, Message, Prompt
-from hf_edit.models.editable import EditableModel
+from hf_edit.edits import Edit, Prompt
+from hf_edit.methods.contexts import behind
 from hf_edit.prompting import Encoded, PromptFormat
-from hf_edit.statistics.invented import invent_text
 
 
 @dataclass(frozen=True)
@@ -52,16 +51,6 @@ def names_subject(edit: Edit, prompts: PromptFormat) -> bool:
     return edit.subject is not None and prompts.last_token_of(edit.prompt, edit.subject.strip()) is not None
 
 
-def invent_prefixes(model: EditableModel, prompts: PromptFormat, count: int, tokens: int, seed: int) -> list[str]:
-    """Up to `count` different short texts that the model writes itself; fewer where some are empty or the same."""
-    if count == 0:
-        return []
-    (rows,) = invent_text(model, count, tokens, count, prompts.plain_tokens(), seed)
-    # a text of bytes cut inside a character holds a mark in its place
-    texts = (" ".join(prompts.decode(row).replace("\ufffd", " ").split()) for row in rows)
-    return list(dict.fromkeys(text for text in texts if text))
-
-
 def prepared(edit: Edit, prompts: PromptFormat, prefixes: Sequence[str], max_length: int | None) -> Fact:
     """The texts of an edit; those behind a prefix only where they fit into a context of `max_length` tokens.
 
@@ -77,18 +66,11 @@ def prepared(edit: Edit, prompts: PromptFormat, prefixes: Sequence[str], max_len
     def fits(text: KeyedText) -> bool:
         return max_length is None or len(text.encoded) <= max_length
 
-    behind = [keyed(_behind(prefix, edit.prompt)) for prefix in prefixes]
+    others = [keyed(behind(prefix, edit.prompt)) for prefix in prefixes]
     essence = None if subject is None else _essence(subject, prompts)
     return Fact(
-        (keyed(edit.prompt), *filter(fits, behind)), essence if essence is not None and fits(essence) else None
+        (keyed(edit.prompt), *filter(fits, others)), essence if essence is not None and fits(essence) else None
     )
-
-
-def _behind(prefix: str, prompt: Prompt) -> Prompt:
-    """The prompt with the prefix in front of what the user asks last."""
-    if isinstance(prompt, str):
-        return f"{prefix}. {prompt}"
-    return (*prompt[:-1], Message("user", f"{prefix}. {prompt[-1].content}"))
 
 
 def _essence(subject: str, prompts: PromptFormat) -> KeyedText | None:

@@ -14,9 +14,10 @@ from hf_edit.edits import EditSet
 from hf_edit.errors import HfEditWarning, InvalidEditError
 from hf_edit.methods.base import Checkpoints, EditResult, Preservation
 from hf_edit.methods.checkpoints import key_of
+from hf_edit.methods.contexts import invent_prefixes
 from hf_edit.methods.layers import mlp_outputs
 from hf_edit.methods.memit.config import AlphaEditConfig, MemitConfig, ShortFactConfig
-from hf_edit.methods.memit.facts import Fact, invent_prefixes, names_subject, prepared
+from hf_edit.methods.memit.facts import Fact, names_subject, prepared
 from hf_edit.methods.memit.targets import Targets, in_batches, optimise_targets
 from hf_edit.methods.memit.update import spread_update
 from hf_edit.models.editable import EditableLinear, EditableModel

@@ -10,6 +10,30 @@ from hf_edit.statistics.config import MomentWeights, StatisticsConfig
 
 DEPTHS = (0.6, 0.97)
 """Where the edited blocks begin and end by default, as shares of the depth."""
+DEFAULT_PRESERVATION = 300.0
+
+
+@dataclass(frozen=True)
+class KeyWeights(MomentWeights):
+    """How much each part of the statistics counts beside the keys of a batch.
+
+    What edits disturb first is how other questions begin to be answered: their last tokens count more than all text,
+    and the tokens before them, which no answer is read from, do not.
+    """
+
+    chat_weight: float = setting(0.0, "Weight of the moment of all tokens of invented questions.", at_least=0)
+    prompt_weight: float = setting(3.0, "Weight of the moment of their last tokens.", at_least=0)
+    answer_weight: float = setting(1.0, "Weight of the moment of their answers' tokens.", at_least=0)
+
+
+@dataclass(frozen=True)
+class Preserving(Settings):
+    """What a network is trained with and used with."""
+
+    preservation: float = setting(
+        DEFAULT_PRESERVATION, "Weight of the second moment of what must not change in the ridge.", at_least=0
+    )
+    moments: KeyWeights = setting(KeyWeights, "What that second moment is made of.")
 
 
 @dataclass(frozen=True)
@@ -65,6 +89,7 @@ class MultiStepConfig(Settings):
         "with.",
         at_least=0,
     )
+    contexts: int = setting(0, "Texts by the model itself, in front of which every prompt is also taught.", at_least=0)
     strangers: int = setting(
         0, "Questions of the same kind per edit, made up by the model, whose keys are kept in the ridge.", at_least=0
     )
@@ -72,7 +97,7 @@ class MultiStepConfig(Settings):
     rank: int | None = setting(
         None, "Largest rank of the finished update, cut so that its outputs change least; none: exact.", at_least=1
     )
-    moments: MomentWeights = setting(MomentWeights, "What that second moment is made of.")
+    moments: KeyWeights = setting(KeyWeights, "What that second moment is made of; a hypernetwork brings its own.")
     calibration: CalibrationConfig = setting(CalibrationConfig, "How step sizes are found.")
     statistics: StatisticsConfig = setting(StatisticsConfig, "Where what must not change comes from.")
     seed: int = setting(0, "Seed of everything random.", at_least=0)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_edit.errors import BaseMismatchError, ConfigError
+from hf_edit.errors import BaseMismatchError, ConfigError, PackError
 from hf_edit.hub.client import HubCommit, is_repo_id
 from hf_edit.hypernets import folder, sharing
 from hf_edit.hypernets.manifest import Base, Linear, Manifest, Prompting
+from hf_edit.methods.msbp.config import KeyWeights, Preserving
 from hf_edit.methods.msbp.network import HyperNetwork
 from hf_edit.methods.msbp.proposal import Normaliser, Shape
 from hf_edit.methods.msbp.stream import Transformer
@@ -122,7 +123,24 @@ class Hypernet:
     @property
     def preservation(self) -> float:
         """Weight of the second moment that it was trained with."""
-        return float(self.manifest.config["preservation"])
+        return self._trained_with().preservation
+
+    @property
+    def moments(self) -> KeyWeights:
+        """What that second moment was made of."""
+        return self._trained_with().moments
+
+    def _trained_with(self) -> Preserving:
+        """The part of its training's settings that holds for its use; PackError where the manifest has none."""
+        config = self.manifest.config
+        names = [field.name for field in fields(Preserving)]
+        try:
+            return Preserving.from_mapping({name: config[name] for name in names})
+        except (KeyError, ConfigError) as error:
+            raise PackError(
+                f"The manifest of the hypernetwork does not say what it was trained to preserve: {error}.",
+                "Train it again, or ask who published it.",
+            ) from error
 
     def transformers(self, model: EditableModel) -> list[Transformer]:
         """What serves each step, on the model's device, its normalisers ready to go on counting."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import cycle, islice
 from typing import ClassVar
 
 import torch
@@ -26,12 +27,13 @@ from hf_edit.batching import batched
 from hf_edit.edits import EditSet
 from hf_edit.errors import ComputationError, ConfigError
 from hf_edit.methods.base import Checkpoints, EditResult, KeyValues, Preservation
+from hf_edit.methods.contexts import behind, invent_prefixes
 from hf_edit.methods.layers import mlp_outputs
-from hf_edit.methods.msbp.config import HyperConfig, MultiStepConfig
+from hf_edit.methods.msbp.config import DEFAULT_PRESERVATION, HyperConfig, KeyWeights, MultiStepConfig
 from hf_edit.methods.msbp.hypernet import Hypernet
 from hf_edit.methods.msbp.probe import Probe
 from hf_edit.methods.msbp.proposal import Normaliser, Rule
-from hf_edit.methods.msbp.protection import DEFAULT_PRESERVATION, protected_by_moments
+from hf_edit.methods.msbp.protection import protected_by_moments
 from hf_edit.methods.msbp.stream import Step, Stream, Transformer
 from hf_edit.methods.training.outcome import warn_of_missed
 from hf_edit.methods.training.texts import Text, prepared
@@ -42,6 +44,8 @@ from hf_edit.solvers.truncation import truncated
 
 
 DEFAULT_STEPS = 6
+CONTEXTS, CONTEXT_TOKENS = 32, 10
+"""Different texts that are put in front of prompts, and their length."""
 
 
 class MultiStep:
@@ -70,6 +74,11 @@ class MultiStep:
         if self.config.preservation is not None:
             return self.config.preservation
         return DEFAULT_PRESERVATION if self.hypernet is None else self.hypernet.preservation
+
+    @property
+    def moments(self) -> KeyWeights:
+        """What that second moment is made of."""
+        return self.config.moments if self.hypernet is None else self.hypernet.moments
 
     def linears(self, model: EditableModel) -> list[EditableLinear]:
         """The maps that will be edited: with a network those that it knows.
@@ -111,7 +120,8 @@ class MultiStep:
         config, linears = self.config, self.linears(model)
         del checkpoints
         texts = prepared(model, [prompts.encode(e.prompt, e.target) for e in edits], linears[0].layer)
-        protected = protected_by_moments(model, linears, preserve, self.preservation, config.moments)
+        beside = self._in_contexts(model, prompts, edits)
+        protected = protected_by_moments(model, linears, preserve, self.preservation, self.moments)
         transformers = self.transformers(model, prompts)
         stream = Stream(model, linears, self.rule, transformers, config.ridge, config.at_once, protected)
         self._protect(stream, edits, preserve)
@@ -121,7 +131,8 @@ class MultiStep:
         progress.stage("edits", len(texts))
         for part in batched(range(len(texts)), config.batch or len(texts)):
             batch = [texts[i] for i in part]
-            steps = [self.step(stream, number, batch, probe) for number in range(self.steps)]
+            taught = [*batch, *(text for i in part for text in beside[i])]
+            steps = [self.step(stream, number, taught, probe) for number in range(self.steps)]
             source += _source(batch, [asked for _, asked in steps])
             sizes += [[float(f"{size:.6g}") for size, _ in steps]] * len(batch)
             if part[-1] + 1 < len(texts):
@@ -134,6 +145,18 @@ class MultiStep:
             )
         lost = self._truncate(stream, preserve)
         return self._result(stream, edits, texts, source, sizes, lost)
+
+    def _in_contexts(self, model: EditableModel, prompts: PromptFormat, edits: EditSet) -> list[list[Text]]:
+        """Per edit its prompt behind other text, where that fits the model's context; texts take turns."""
+        count, config = self.config.contexts, self.config
+        invented = invent_prefixes(model, prompts, CONTEXTS if count else 0, CONTEXT_TOKENS, config.seed)
+        beside = []
+        for i, edit in enumerate(edits):
+            turns = islice(cycle(invented), i * count, (i + 1) * count)
+            encoded = [prompts.encode(behind(context, edit.prompt), edit.target) for context in turns]
+            fitting = [one for one in encoded if model.max_length is None or len(one) <= model.max_length]
+            beside.append(prepared(model, fitting, self.linears(model)[0].layer))
+        return beside
 
     def transformers(self, model: EditableModel, prompts: PromptFormat) -> list[Transformer]:
         """What serves each step; ConfigError for a network that was trained for other prompts, steps or method."""
@@ -175,7 +198,7 @@ class MultiStep:
             return None
         moments: dict[str, Tensor] = {}
         if self.preservation:
-            weights = config.moments.moment_weights()
+            weights = self.moments.moment_weights()
             moments = preserve.moments(stream.linears).combined_each(stream.deltas, weights, stream.model.device)
         lost = 0.0
         for name, delta in stream.deltas.items():
@@ -204,11 +227,11 @@ class MultiStep:
 
 
 def _source(batch: Sequence[Text], steps: Sequence[Mapping[str, Tensor]]) -> list[dict[str, KeyValues]]:
-    """Per text what its steps asked of each linear in all, where its answer is predicted."""
+    """Per text what its steps asked of each linear in all, where its answer is predicted; its rows come first."""
     counts = [len(text.labels) for text in batch]
     source: list[dict[str, KeyValues]] = [{} for _ in batch]
     for name in steps[0]:
-        asked = torch.stack([step[name] for step in steps]).sum(dim=0)  # (n, d_out)
+        asked = torch.stack([step[name][: sum(counts)] for step in steps]).sum(dim=0)  # (n, d_out)
         for text, values, into in zip(batch, asked.split(counts), source, strict=True):
             positions = torch.arange(text.start - 1, len(text.ids) - 1)
             into[name] = KeyValues(positions, values.float().cpu())

@@ -10,9 +10,6 @@ from hf_edit.solvers.shift import Protected
 from hf_edit.statistics.config import MomentWeights
 
 
-DEFAULT_PRESERVATION = 300.0
-
-
 def protected_by_moments(
     model: EditableModel,
     linears: Sequence[EditableLinear],

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from hf_edit.edits import Edit, EditSet
 from hf_edit.methods import method_for
 from hf_edit.methods.checkpoints import NoCheckpoints
+from hf_edit.methods.contexts import invent_prefixes
 from hf_edit.methods.memit.config import AlphaEditConfig, MemitConfig, ShortFactConfig
-from hf_edit.methods.memit.facts import invent_prefixes, prepared
+from hf_edit.methods.memit.facts import prepared
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Silent

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from hf_edit.edits import Edit, Message
-from hf_edit.methods.memit.facts import invent_prefixes, names_subject, prepared
+from hf_edit.methods.contexts import invent_prefixes
+from hf_edit.methods.memit.facts import names_subject, prepared
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.prompting import PromptFormat

@@ -15,7 +15,13 @@ from hf_edit.edits import EditSet
 from hf_edit.errors import BaseMismatchError, ConfigError, HfEditWarning, PackError
 from hf_edit.methods.base import EditResult
 from hf_edit.methods.checkpoints import NoCheckpoints
-from hf_edit.methods.msbp.config import EMSEditConfig, MalmenConfig, MendConfig
+from hf_edit.methods.msbp.config import (
+    DEFAULT_PRESERVATION,
+    EMSEditConfig,
+    KeyWeights,
+    MalmenConfig,
+    MendConfig,
+)
 from hf_edit.methods.msbp.hypernet import Hypernet, tensors_of
 from hf_edit.methods.msbp.method import EMSEdit, Malmen, Mend, MultiStep
 from hf_edit.models.borrow import borrowed
@@ -98,6 +104,24 @@ def test_disk_and_memory_agree(network: Hypernet, saved: Path) -> None:
     live = tensors_of(list({id(one): one for one in read.transformers(EditableModel.of(tiny_model()))}.values()))
     assert all(torch.equal(live[name], tensor) for name, tensor in read.tensors.items())
     assert {name: (tuple(t.shape), str(t.dtype)[6:]) for name, t in live.items()} == read.manifest.tensors()
+
+
+def test_it_brings_what_it_was_trained_to_preserve(network: Hypernet, saved: Path) -> None:
+    config = {**network.manifest.config, "preservation": 7.0, "moments": {"prompt_weight": 0.25}}
+    own = replace(network, manifest=replace(network.manifest, config=config))
+    method = EMSEdit(EMSEditConfig(moments=KeyWeights(prompt_weight=9.0)))
+    assert (method.preservation, method.moments.prompt_weight) == (DEFAULT_PRESERVATION, 9.0)
+    method.__dict__["hypernet"] = own
+    assert (method.preservation, method.moments) == (7.0, KeyWeights(prompt_weight=0.25))
+
+
+@pytest.mark.parametrize(
+    "said", [{}, {"preservation": 300.0}, {"preservation": -1.0, "moments": {}}, {"preservation": 3, "moments": 4}]
+)
+def test_a_manifest_that_does_not_say_so_is_refused(network: Hypernet, said: dict[str, object]) -> None:
+    damaged = replace(network, manifest=replace(network.manifest, config=said))
+    with pytest.raises(PackError, match="trained to preserve"):
+        _ = damaged.preservation
 
 
 def test_other_weights_are_refused(saved: Path) -> None:

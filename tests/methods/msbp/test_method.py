@@ -17,6 +17,7 @@ from hf_edit.errors import ComputationError, ConfigError, HfEditWarning
 from hf_edit.methods import METHODS
 from hf_edit.methods.base import EditResult
 from hf_edit.methods.checkpoints import NoCheckpoints
+from hf_edit.methods.contexts import behind, invent_prefixes
 from hf_edit.methods.msbp.config import EMSEditConfig, MultiStepConfig, UltraEditConfig
 from hf_edit.methods.msbp.method import EMSEdit
 from hf_edit.methods.msbp.network import HyperNetwork
@@ -129,6 +130,39 @@ def test_the_order_of_the_edits_does_not_matter_within_a_batch() -> None:
     for said, other in zip(forth.source, back.source[::-1], strict=True):
         for name, kv in said.items():
             torch.testing.assert_close(other[name].values, kv.values, rtol=1e-3, atol=1e-4)
+
+
+def test_prompts_are_taught_behind_other_text_too() -> None:
+    """Each edit counts once more with every text; only its own tokens are its source."""
+    view = EditableModel.of(tiny_model())
+    with borrowed(view.model):
+        some = invent_prefixes(view, CHAT, 32, 10, 0)
+        texts = [Edit(behind(some[i], edit.prompt), edit.target) for i, edit in enumerate(EDITS)]
+    values: dict[str, Any] = {"preservation": 0, "steps": 2, "step_size": 0.02}
+    beside = computed(EMSEdit(EMSEditConfig(**values, contexts=1)))
+    listed = computed(EMSEdit(EMSEditConfig(**values)), EditSet([*EDITS, *texts]))
+    alone = computed(EMSEdit(EMSEditConfig(**values)))
+    assert list(beside.receipt) == [edit.id for edit in EDITS]
+    for name, delta in beside.deltas.items():
+        torch.testing.assert_close(delta.dense(), listed.deltas[name].dense(), rtol=1e-3, atol=1e-4)
+        assert (delta.dense() - alone.deltas[name].dense()).norm() > 0.1 * delta.norm()
+    assert beside.source is not None and listed.source is not None
+    for said, expected in zip(beside.source, listed.source, strict=False):
+        for name, kv in said.items():
+            assert torch.equal(kv.positions, expected[name].positions)
+            torch.testing.assert_close(kv.values, expected[name].values, rtol=1e-3, atol=1e-4)
+
+
+def test_text_that_does_not_fit_in_front_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = max(len(CHAT.encode(edit.prompt, edit.target)) for edit in EDITS)
+    monkeypatch.setattr(EditableModel, "max_length", longest)
+    values: dict[str, Any] = {"preservation": 0, "steps": 1, "step_size": 0.02}
+    method = EMSEdit(EMSEditConfig(**values, contexts=2))
+    view = EditableModel.of(tiny_model())
+    with borrowed(view.model):
+        beside = method._in_contexts(view, CHAT, EDITS)
+    lengths = [len(text.ids) for texts in beside for text in texts]
+    assert len(beside) == len(EDITS) and 0 < len(lengths) < 2 * len(EDITS) and max(lengths) <= longest
 
 
 def test_batches_are_learned_one_after_the_other_in_order() -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_edit.errors import ConfigError
-from hf_edit.methods.msbp.config import CalibrationConfig, MultiStepConfig
+from hf_edit.methods.msbp.config import CalibrationConfig, MultiStepConfig, Preserving
 from hf_edit.methods.msbp.method import EMSEdit, Malmen, Mend, MultiStep, RLEdit
-from hf_edit.methods.msbp.protection import DEFAULT_PRESERVATION
-from hf_edit.settings import Settings, setting
-from hf_edit.statistics.config import MomentWeights, StatisticsConfig
+from hf_edit.settings import setting
+from hf_edit.statistics.config import StatisticsConfig
 
 
 TRAINED: dict[str, type[MultiStep]] = {method.name: method for method in (EMSEdit, Malmen, Mend, RLEdit)}
@@ -17,7 +16,7 @@ TRAINED: dict[str, type[MultiStep]] = {method.name: method for method in (EMSEdi
 
 
 @dataclass(frozen=True)
-class HypernetConfig(Settings):
+class HypernetConfig(Preserving):
     """What a hypernetwork is trained for, and how."""
 
     method: str = setting("emsedit", "The method that it is for.", choices=tuple(TRAINED))
@@ -50,10 +49,6 @@ class HypernetConfig(Settings):
     protect_earlier: float = setting(
         1.0, "Weight of the keys of a sequence's earlier batches in the ridge.", at_least=0
     )
-    preservation: float = setting(
-        DEFAULT_PRESERVATION, "Weight of the second moment of what must not change in the ridge.", at_least=0
-    )
-    moments: MomentWeights = setting(MomentWeights, "What that second moment is made of.")
     step_size: float | None = setting(
         None, "eta to begin with; none: what calibration takes on the first batch without a network.", above=0
     )
