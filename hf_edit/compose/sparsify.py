@@ -132,7 +132,7 @@ def _moments(
     progress: Progress,
 ) -> dict[str, Tensor]:
     moments = Preserved(view, prompts, settings.statistics, settings.seed, progress).moments(linears)
-    return moments.combined_each([linear.name for linear in linears], settings.moment_weights(), view.device)
+    return dict(moments.combined_each([linear.name for linear in linears], settings.moment_weights(), view.device))
 
 
 def _columns_each(linears: Sequence[EditableLinear], columns: int | None, size: int | None) -> int:

@@ -26,7 +26,6 @@ class Protected:
 
     def __init__(self, d_in: int, device: torch.device | str = "cpu") -> None:
         self.d_in, self._device = d_in, device
-        self._matrix: Tensor | None = None
         self._inverse: Tensor | None = None
 
     def copied(self) -> Protected:
@@ -41,22 +40,21 @@ class Protected:
         if len(K) >= self.d_in:
             self.add_moment(K.T @ K)
             return
-        inverse = torch.eye(self.d_in, dtype=K.dtype, device=K.device) if self._inverse is None else self._inverse
+        inverse = self._identity() if self._inverse is None else self._inverse
         Y = inverse @ K.T  # Q^-1 K^T
         inner = torch.eye(len(K), dtype=K.dtype, device=K.device) + K @ Y
-        self._matrix = self.matrix() + K.T @ K
         self._inverse = inverse - Y @ torch.cholesky_solve(Y.T, _cholesky(inner))
 
     def add_moment(self, moment: Tensor, weight: float = 1.0) -> None:
         """Protect by a sum of k k^T, (d_in, d_in), known as such."""
-        self._matrix = self.matrix() + weight * moment.double()
-        self._inverse = torch.cholesky_inverse(_cholesky(self._matrix))
+        self._inverse = _inverse(self.matrix() + weight * moment.double())
 
     def matrix(self) -> Tensor:
-        """Q, (d_in, d_in)."""
-        if self._matrix is None:
-            return torch.eye(self.d_in, dtype=torch.float64, device=self._device)
-        return self._matrix
+        """Q, (d_in, d_in): from its inverse, which alone is kept."""
+        return self._identity() if self._inverse is None else _inverse(self._inverse)
+
+    def _identity(self) -> Tensor:
+        return torch.eye(self.d_in, dtype=torch.float64, device=self._device)
 
     def solve(self, X: Tensor) -> Tensor:
         """Q^-1 X for X (d_in, n)."""
@@ -121,6 +119,10 @@ class KeySolve:
     def log_lambda_gradient(self, gradient: Tensor, changes: Tensor) -> Tensor:
         """dL / d log(lambda) = -<dL/dD, C^-1 D>, a number, with dL/dD (n, d_out) = A dL/d(dW)^T."""
         return -(gradient.double() * self.unmet(changes)).sum()
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    return torch.cholesky_inverse(_cholesky(matrix))
 
 
 def _cholesky(matrix: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ class SecondMoments:
     """Uncentred second moments `E[k k^T]` per part and linear.
 
     Args:
-        matrices: part -> linear name -> (d_in, d_in) fp32.
+        matrices: part -> linear name -> (d_in, d_in) fp32; those on disk are read when they are asked for.
         tokens: part -> number of tokens averaged over.
         source: where the tokens came from, in words and settings that identify them.
     """
@@ -53,14 +53,18 @@ class SecondMoments:
                     f"The statistics from {self.source} hold no part {part!r} for {name}.",
                     "Collect them for this layer and format, or set the weight of that part to 0.",
                 )
-        return torch.stack([weight * self.matrices[part][name].double() for part, weight in wanted.items()]).sum(0)
+        total = torch.zeros(())
+        for part, weight in wanted.items():
+            total = total + weight * self.matrices[part][name].double()
+        return total
 
     def combined_each(
         self, names: Iterable[str], weights: Mapping[str, float], device: torch.device
-    ) -> dict[str, Tensor]:
-        """Linear name -> `combined`, over the parts that were collected."""
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Linear name and `combined`, over the parts that were collected, one after the other."""
         collected = self.collected(weights)
-        return {name: self.combined(name, collected).to(device) for name in names}
+        for name in names:
+            yield name, self.combined(name, collected).to(device)
 
 
 class Accumulator:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,16 +88,38 @@ def load(folder: Path, names: Sequence[str]) -> SecondMoments:
     Raises:
         StatisticsError: a file is missing or damaged.
     """
-    moments = SecondMoments({}, {}, "")
-    matrices: dict[str, dict[str, Tensor]] = {}
+    tokens, source = {}, ""
+    matrices: dict[str, OnDisk] = {}
     for name in names:
         path = _path(folder, name)
         with opened(path) as file:
             entry = _entry(path, file)
+            tokens, source = entry.tokens, entry.source
             for part in file.keys():  # noqa: SIM118 (not a dict)
-                matrices.setdefault(part, {})[name] = file.get_tensor(part)
-        moments = SecondMoments(matrices, entry.tokens, entry.source)
-    return moments
+                matrices.setdefault(part, OnDisk(part, {})).paths[name] = path
+    return SecondMoments(matrices, tokens, source)
+
+
+@dataclass(frozen=True)
+class OnDisk(Mapping[str, Tensor]):
+    """Linear name -> the matrix of one part, read at every look: all of them at once can outweigh a small model."""
+
+    part: str
+    paths: dict[str, Path]
+
+    def __getitem__(self, name: str) -> Tensor:
+        with opened(self.paths[name]) as file:
+            matrix: Tensor = file.get_tensor(self.part)
+            return matrix
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.paths
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
 
 
 @dataclass(frozen=True)

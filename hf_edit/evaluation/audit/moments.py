@@ -37,7 +37,7 @@ def whitening(
     preserve = Preserved(model, prompts, statistics, seed, progress)
     moments = preserve.moments(linears)
     weights = {"text": 1.0} | _weights(settings, len(pack.edits))
-    total = moments.combined_each([linear.name for linear in linears], weights, model.device)
+    total = dict(moments.combined_each([linear.name for linear in linears], weights, model.device))
     if settings.get("stranger_weight") and settings.get("strangers"):
         asked = preserve.strangers(pack.edits, min(int(settings["strangers"]), MOST_STRANGERS))
         first = linears[0].layer

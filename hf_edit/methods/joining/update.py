@@ -38,8 +38,10 @@ class Join:
         preserve: Preservation,
         settings: JoinSettings,
     ) -> None:
-        moments = preserve.moments(linears).combined_each(
-            [linear.name for linear in linears], settings.moment_weights(), model.device
+        moments = dict(
+            preserve.moments(linears).combined_each(
+                [linear.name for linear in linears], settings.moment_weights(), model.device
+            )
         )
         self._model, self._linears, self._settings = model, linears, settings
         self._first = linears[0].layer

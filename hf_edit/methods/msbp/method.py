@@ -199,7 +199,7 @@ class MultiStep:
         moments: dict[str, Tensor] = {}
         if self.preservation:
             weights = self.moments.moment_weights()
-            moments = preserve.moments(stream.linears).combined_each(stream.deltas, weights, stream.model.device)
+            moments = dict(preserve.moments(stream.linears).combined_each(stream.deltas, weights, stream.model.device))
         lost = 0.0
         for name, delta in stream.deltas.items():
             stream.deltas[name], error = truncated(delta, config.rank, moments.get(name))

@@ -20,7 +20,7 @@ def protected_by_moments(
     """Linear name -> Q = I + weight * C, C the second moment of what must not change; the identity at weight 0."""
     protected = {linear.name: Protected(linear.d_in, model.device) for linear in linears}
     if weight:
-        moments = preserve.moments(linears).combined_each(protected, parts.moment_weights(), model.device)
-        for name, one in protected.items():
-            one.add_moment(moments[name], weight)
+        moments = preserve.moments(linears)
+        for name, moment in moments.combined_each(protected, parts.moment_weights(), model.device):
+            protected[name].add_moment(moment, weight)
     return protected

@@ -156,8 +156,10 @@ class Polishing:
     def _second_moments(self) -> dict[str, Tensor]:
         """Linear name -> C without strangers, (d_in, d_in) float64: what an update of this linear must not move."""
         model, settings = self._model, self._settings
-        total = self._preserve.moments(self.linears).combined_each(
-            [linear.name for linear in self.linears], settings.moment_weights(), model.device
+        total = dict(
+            self._preserve.moments(self.linears).combined_each(
+                [linear.name for linear in self.linears], settings.moment_weights(), model.device
+            )
         )
         earlier = moments_over(
             model, self.linears, prepared(model, self._preserve.earlier, self.first), self.first, answers=False
