@@ -58,8 +58,8 @@ class HypernetConfig(Preserving):
     )
     size_weight: float | None = setting(
         None,
-        "Weight of the squared norm of the update, in units of that of the first batch's update before training; "
-        "none: 0.4 for emsedit, 0.1 for rledit, else 0.",
+        "Weight of the squared size of the update, in the metric of the ridge and in units of that of the first "
+        "batch's update before training; none: 0.4 for emsedit, 0.1 for rledit, else 0.",
         at_least=0,
     )
     locality_weight: float | None = setting(
