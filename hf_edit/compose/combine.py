@@ -2,8 +2,8 @@
 
 Every edit is two things per linear: its keys, which are the inputs along its own text, and the values that its pack
 adds to the outputs there. A combined pack is one least-squares solve over the keys and values of all edits, against
-the second moment of everything else; a reverted edit is one whose keys are to get nothing. No step is optimised, and
-the result does not depend on the order or the grouping of the packs, because a combined pack keeps each edit's
+the second moment of everything else; a reverted edit is one whose question is to get nothing. No step is optimised,
+and the result does not depend on the order or the grouping of the packs, because a combined pack keeps each edit's
 values as its own pack gave them.
 """
 
@@ -109,8 +109,8 @@ def revert(
 ) -> EditPack:
     """The pack without some of its edits: their questions get the base's own answers again, the others stay.
 
-    One solve over all edits, in which the reverted ones' keys, along their texts and along the base's own answers to
-    them, are to get nothing.
+    One solve over the edits that stay, in which the reverted ones' questions are to get nothing, neither along the
+    base's own answers nor along those that were taught, as the base runs over them.
 
     Args:
         ids: of the edits to take back.
@@ -131,7 +131,7 @@ def revert(
         raise ComposeError("All edits of the pack would be reverted.", "Detach the pack, or delete it.")
     pack.verify(model)
     combination = _Combination(model, tokenizer, [pack], config or CombineConfig(), progress or Silent())
-    return combination.solved(reverted=gone)
+    return combination.solved([gone], [edit for edit in pack.edits if edit.id in gone])
 
 
 class _Combination:
@@ -151,26 +151,22 @@ class _Combination:
         self.view = EditableModel.of(model)
         self.linears = self.view.linears_named({name for pack in packs for name in pack.deltas})
 
-    def solved(self, gone: Sequence[frozenset[str]] | None = None, reverted: frozenset[str] = frozenset()) -> EditPack:
+    def solved(self, gone: Sequence[frozenset[str]], reverted: Sequence[Edit] = ()) -> EditPack:
         """The pack of one solve over all edits.
 
         Args:
             gone: per pack, ids of edits that take no part.
-            reverted: ids of edits that are to get nothing.
+            reverted: those whose questions are to get the base's own answers again.
         """
         config, view = self.config, self.view
         with borrowed(view.model):
             preserve = Preserved(view, self.prompts, config.statistics, config.seed, self.progress)
             join = Join(view, self.linears, preserve, config)
-            taught = union(self._taught(gone))
-            kept = [one for one in taught if one.edit.id not in reverted]
+            kept = union(self._taught(gone))
             for one in kept:
                 join.add(one.asked)
-            for one in taught:
-                if one.edit.id in reverted:
-                    join.hold(one.asked.keys, config.reverted_weight)
-            questions = [one.edit for one in taught if one.edit.id in reverted]
-            join.hold_along(self._own_answers(questions), config.reverted_weight)
+            taken_back = [self.prompts.encode(edit.prompt, edit.target) for edit in reverted]
+            join.hold_along([*self._own_answers(reverted), *taken_back], config.reverted_weight)
             self.progress.stage("solve", 1)
             joined = join.solved()
             self.progress.step()

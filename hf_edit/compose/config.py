@@ -14,7 +14,9 @@ class CombineConfig(JoinSettings):
     """How packs are stacked and edits taken back."""
 
     reverted_weight: float = setting(
-        10.0, "Weight of the tokens of reverted questions and of the base's own answers to them.", at_least=0
+        10.0,
+        "Weight of the tokens of reverted questions, with the base's answers and those taught.",
+        at_least=0,
     )
     reverted_tokens: int = setting(
         128, "Tokens of the base's own answer to a reverted question that are held.", at_least=1
