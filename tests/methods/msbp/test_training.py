@@ -46,7 +46,7 @@ def test_training_lowers_the_loss_of_edits_not_trained_on(method: str) -> None:
     network = trained(quick(method=method, epochs=3, patience=9, step_size=step_size), validation=facts(20)[14:])
     first, *_, best = sorted(history(network), key=lambda record: -record["loss"])
     assert first["batches"] == 0 and best["loss"] < 0.985 * first["loss"]
-    assert {"ES", "GS", "LS", "answers", "divergence", "size"} <= best.keys()
+    assert {"ES", "GS", "LS", "answers", "divergence", "norm"} <= best.keys()
     assert (best["divergence"] > 0) == (method != "emsedit")
     figures = network.manifest.figures
     assert (figures["edits"], figures["validation_edits"], figures["batches"]) == (14, 4, 12)

@@ -72,7 +72,7 @@ def reference(
                 total = total + torch.linalg.solve(P, K.T @ D).T
             else:
                 total = total - network.log_step[module].exp() * pseudo_gradients.T @ pseudo_keys
-        squared = squared + (total @ protected[linear.name]).mul(total).sum()
+        squared = squared + total.square().sum()
         weights[f"{linear.name}.weight"] = weights[f"{linear.name}.weight"] + total
 
     def logits(ids: Sequence[int]) -> Tensor:
@@ -102,7 +102,6 @@ def test_gradients_equal_autograd_through_dense_solves(edits: int, steps: int, r
         known = Teacher(model, [unrelated_of(examples)], FIRST).drawn(3, torch.Generator().manual_seed(0))
         earlier = Prepared.of(model, examples[edits:], FIRST)
         stream.protect(stream.keys(earlier.edits), 2.0)
-        metric = {name: one.matrix() for name, one in stream.protected.items()}
         generator = torch.Generator().manual_seed(2)
         stream.deltas = {
             linear.name: LowRankDelta(
@@ -119,7 +118,7 @@ def test_gradients_equal_autograd_through_dense_solves(edits: int, steps: int, r
             stream.take(links[-1].step)
         n, d_in = links[0].step.captured.keys[stream.linears[0].name].shape
         assert (n > d_in) == (edits == 12)
-        objective = Objective([(batch.paraphrases, 1.0)], known, LOCALITY, SIZE, metric)
+        objective = Objective([(batch.paraphrases, 1.0)], known, LOCALITY, SIZE)
         found = differentiate(stream, before, links, objective, Processes())
         mine = [parameter.grad for network in networks_of(sets) for parameter in network.parameters()]
         again = losses(stream, objective, Processes())
@@ -128,7 +127,8 @@ def test_gradients_equal_autograd_through_dense_solves(edits: int, steps: int, r
             network.zero_grad()
         encoded = [(text.ids, text.answer_start) for example in examples[:edits] for text in example.paraphrases]
         dense = {name: delta.dense() for name, delta in before.items()}
-        expected = reference(model, rule, dense, links, metric, encoded, known)
+        protected = {name: one.matrix() for name, one in stream.protected.items()}
+        expected = reference(model, rule, dense, links, protected, encoded, known)
         expected.backward()
     assert found.total == pytest.approx(float(expected.detach()), rel=1e-9)
     assert again.total == pytest.approx(found.total, rel=1e-9)
@@ -173,9 +173,7 @@ def test_no_dense_gradient_is_formed(monkeypatch: pytest.MonkeyPatch) -> None:
     with borrowed(model.model):
         batch = Prepared.of(model, [Example.of(edit, prompts()) for edit in facts(2)], FIRST)
         link = linked(stream, 0, batch.edits, Processes())
-        metric = {name: one.matrix() for name, one in stream.protected.items()}
-        objective = Objective([(batch.paraphrases, 1.0)], [], 0.0, SIZE, metric)
         with Watch():
-            differentiate(stream, {}, [link], objective, Processes())
+            differentiate(stream, {}, [link], Objective([(batch.paraphrases, 1.0)], [], 0.0, SIZE), Processes())
     assert made and not made & dense
     assert all(parameter.grad is None for parameter in model.model.parameters())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_edit.errors import ConfigError
-from hf_edit.methods.msbp.config import CalibrationConfig, MultiStepConfig, Preserving
+from hf_edit.methods.msbp.config import CalibrationConfig, KeyWeights, MultiStepConfig, Preserving
 from hf_edit.methods.msbp.method import EMSEdit, Malmen, Mend, MultiStep, RLEdit
 from hf_edit.settings import setting
 from hf_edit.statistics.config import StatisticsConfig
@@ -13,6 +13,18 @@ from hf_edit.statistics.config import StatisticsConfig
 
 TRAINED: dict[str, type[MultiStep]] = {method.name: method for method in (EMSEdit, Malmen, Mend, RLEdit)}
 """The methods that have a network."""
+
+
+@dataclass(frozen=True)
+class TextAlone(KeyWeights):
+    """Running text counts, questions do not.
+
+    Networks that are trained with questions held raise eta until these questions are answered at the cost of running
+    text: fewer paraphrases, more perplexity, though more unrelated questions stay as they were.
+    """
+
+    prompt_weight: float = setting(0.0, "Weight of the moment of invented questions' last tokens.", at_least=0)
+    answer_weight: float = setting(0.0, "Weight of the moment of their answers' tokens.", at_least=0)
 
 
 @dataclass(frozen=True)
@@ -52,14 +64,15 @@ class HypernetConfig(Preserving):
     step_size: float | None = setting(
         None, "eta to begin with; none: what calibration takes on the first batch without a network.", above=0
     )
+    moments: TextAlone = setting(TextAlone, "What the second moment of what must not change is made of.")
     learning_rate: float = setting(1e-5, "Adam's step size on the networks.", above=0)
     coefficient_rate: float = setting(
         1e-3, "Adam's step size on the logarithms of eta and lambda; 0 keeps them.", at_least=0
     )
     size_weight: float | None = setting(
         None,
-        "Weight of the squared size of the update, in the metric of the ridge and in units of that of the first "
-        "batch's update before training; none: 0.4 for emsedit, 0.1 for rledit, else 0.",
+        "Weight of the squared norm of the update, in units of that of the first batch's update before training; "
+        "none: 0.4 for emsedit, 0.1 for rledit, else 0.",
         at_least=0,
     )
     locality_weight: float | None = setting(

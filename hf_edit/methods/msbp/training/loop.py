@@ -39,7 +39,7 @@ from hf_edit.methods.msbp.stream import Stream, Transformer
 from hf_edit.methods.msbp.training.beginning import untrained
 from hf_edit.methods.msbp.training.config import TRAINED, HypernetConfig
 from hf_edit.methods.msbp.training.examples import Example, Prepared, split, unrelated_of
-from hf_edit.methods.msbp.training.outer import Link, Losses, Objective, differentiate, linked, squared_size
+from hf_edit.methods.msbp.training.outer import Link, Losses, Objective, differentiate, linked
 from hf_edit.methods.msbp.training.processes import Processes
 from hf_edit.methods.msbp.training.state import State
 from hf_edit.methods.msbp.training.validation import validated
@@ -108,8 +108,6 @@ class _Training:
         self.linears: list[EditableLinear] = mlp_outputs(model, config.layers_of(model.n_layers), together=False)
         self.first = self.linears[0].layer
         self.protected = protected_by_moments(model, self.linears, preserve, config.preservation, config.moments)
-        dtype = torch.promote_types(model.dtype, torch.float32)
-        self.metric = {name: one.matrix().to(dtype) for name, one in self.protected.items()}
         self.ranks = config.ranks(min(linear.d_in + linear.d_out for linear in self.linears))
         self.examples, held_out = [Example.of(edit, prompts) for edit in edits], []
         most = config.horizon * config.batch
@@ -196,13 +194,13 @@ class _Training:
             total = sum(config.weights[: len(recent)])
             answers = [(texts, weight / total) for texts, weight in zip(recent, config.weights, strict=False)]
             known = self.teacher.drawn(len(examples), state.generator) if config.locality else []
-            objective = Objective(answers, known, config.locality, config.size / state.counters.unit, self.metric)
+            objective = Objective(answers, known, config.locality, config.size / state.counters.unit)
             for numbers in [range(config.steps)] if config.chained else [range(i, i + 1) for i in range(config.steps)]:
                 found = self._pass(state, stream, batch.edits, numbers, objective)
             if len(batches) > 1 and config.protect_earlier:
                 stream.protect(stream.keys(batch.edits), config.protect_earlier)
             state.counters.batches += 1
-            self.progress.step(loss=found.answers, size=(found.squared_size / state.counters.unit) ** 0.5)
+            self.progress.step(loss=found.answers, norm=(found.squared_norm / state.counters.unit) ** 0.5)
 
     def _pass(
         self, state: State, stream: Stream, texts: Sequence[Text], numbers: Sequence[int], objective: Objective
@@ -228,13 +226,14 @@ class _Training:
         return Stream(self.model, self.linears, rule, each, 1.0, config.at_once, self.protected)
 
     def _untrained(self, order: torch.Tensor) -> tuple[list[float], float]:
-        """eta of every set of networks to begin with, and the squared size of the first batch's update."""
+        """eta of every set of networks to begin with, and the squared norm of the first batch's update."""
         stream = self._stream([Transformer(Normaliser.empty(self.linears, self.model.device))])
         texts = Prepared.of(self.model, [self.examples[i] for i in order[: self.config.batch].tolist()], self.first)
         probe = Probe(stream, self.preserve, self.config.calibration, self.config.seed)
         sizes = untrained(stream, texts.edits, self.config, probe, self.processes)
         mean = sum(sizes) / len(sizes)
-        return (sizes if len(self.ranks) > 1 else [mean]), squared_size(stream.deltas, self.metric)
+        squared = sum(delta.norm() ** 2 for delta in stream.deltas.values())
+        return (sizes if len(self.ranks) > 1 else [mean]), squared
 
     # ---- what comes of it --------------------------------------------------------------------------------------
 
@@ -255,7 +254,6 @@ class _Training:
             self.probed,
             config.locality,
             config.size / (counters.unit * len(self.validation)),  # it grows with the batches, the others do not
-            self.metric,
             self.processes,
         )
         check_finite(torch.tensor(figures.losses.total), f"The validation loss after {counters.batches} batches")

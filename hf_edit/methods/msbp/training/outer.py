@@ -54,11 +54,11 @@ def linked(stream: Stream, number: int, texts: Sequence[Text], processes: Proces
 
 @dataclass(frozen=True)
 class Losses:
-    """Mean loss per answer token, mean divergence in nats, squared size of the update, and their weighted sum."""
+    """Mean loss per answer token, mean divergence in nats, squared norm of the update, and their weighted sum."""
 
     answers: float
     divergence: float
-    squared_size: float
+    squared_norm: float
     total: float
 
 
@@ -70,28 +70,18 @@ class Objective:
         answers: texts whose answers it is to give, with a weight each group of texts; the weights add up to 1.
         unrelated: texts on which it is to say what the base says.
         locality: weight of the divergence on them.
-        size: weight of the squared size of the update.
-        metric: linear name -> Q, (d_in, d_in), in which it is measured: tr(dW Q dW^T).
+        size: weight of the squared norm of the update.
     """
 
     answers: Sequence[tuple[Sequence[Text], float]]
     unrelated: Sequence[Known]
     locality: float
     size: float
-    metric: Mapping[str, Tensor]
 
-    def weighed(self, answers: float, divergence: float, squared_size: float) -> Losses:
+    def weighed(self, answers: float, divergence: float, squared_norm: float) -> Losses:
         """These losses with their sum."""
-        total = answers + self.locality * divergence + self.size * squared_size
-        return Losses(answers, divergence, squared_size, total)
-
-
-def squared_size(deltas: Mapping[str, LowRankDelta], metric: Mapping[str, Tensor]) -> float:
-    """tr(dW Q dW^T) of all linears together: what the update moves where nothing is to change, and its norm."""
-    total = 0.0
-    for name, delta in deltas.items():
-        total += float(((delta.A @ metric[name].to(delta.A) @ delta.A.T) * (delta.B.T @ delta.B)).sum())
-    return total
+        total = answers + self.locality * divergence + self.size * squared_norm
+        return Losses(answers, divergence, squared_norm, total)
 
 
 def differentiate(
@@ -114,7 +104,7 @@ def differentiate(
     for update in leaves:
         for leaf in update.values():
             processes.add_up([factor.grad for factor in (leaf.B, leaf.A) if factor.grad is not None])
-    squared = _through_size(before, leaves, objective)
+    squared = _through_size(before, leaves, objective.size)
     pairs = [
         (link, update, linear.name) for link, update in zip(links, leaves, strict=True) for linear in stream.linears
     ]
@@ -128,7 +118,7 @@ def losses(stream: Stream, objective: Objective, processes: Processes) -> Losses
     """The losses of the stream's model as it is."""
     with torch.no_grad(), stream.model.updated(stream.deltas):
         answers, drift = _through_model(stream, objective, processes).tolist()
-    return objective.weighed(answers, drift, squared_size(stream.deltas, objective.metric))
+    return objective.weighed(answers, drift, sum(delta.norm() ** 2 for delta in stream.deltas.values()))
 
 
 def _leaves(link: Link) -> dict[str, LowRankDelta]:
@@ -174,22 +164,21 @@ def _descend(loss: Tensor, weight: float) -> Tensor:
 
 @torch.no_grad()
 def _through_size(
-    before: Mapping[str, LowRankDelta], leaves: Sequence[Mapping[str, LowRankDelta]], objective: Objective
+    before: Mapping[str, LowRankDelta], leaves: Sequence[Mapping[str, LowRankDelta]], weight: float
 ) -> float:
-    """The squared size of all that stands beside the weights; its gradient, 2 dW Q A^T and 2 B^T dW Q, by factors."""
-    total, weight = 0.0, objective.size
+    """The squared norm of all that stands beside the weights; its gradient, 2 dW A^T and 2 B^T dW, by the factors."""
+    total = 0.0
     for name in leaves[0]:
         ours = [update[name] for update in leaves]
         parts = [*([before[name]] if name in before else []), *ours]
         whole = concatenated(parts)
-        weighed = whole.A @ objective.metric[name].to(whole.A)  # A Q, (r, d_in)
         for part in parts:
-            pulled = whole.B @ (weighed @ part.A.T)  # dW Q A^T, (d_out, r)
+            pulled = whole.B @ (whole.A @ part.A.T)  # dW A^T, (d_out, r)
             total += float((pulled * part.B).sum())
             if part.B.requires_grad and weight:
                 _add_gradient(part.B, 2 * weight * pulled)
             if part.A.requires_grad and weight:
-                _add_gradient(part.A, 2 * weight * (part.B.T @ whole.B) @ weighed)
+                _add_gradient(part.A, 2 * weight * (part.B.T @ whole.B) @ whole.A)
     return total
 
 

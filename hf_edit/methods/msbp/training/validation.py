@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from hf_edit.batching import batched
 from hf_edit.methods.msbp.stream import Stream
@@ -38,11 +37,11 @@ class Figures:
 
         Args:
             batches: trained on before.
-            unit: the squared size that the size is given in.
+            unit: the squared norm that the norm is given in.
         """
         found = self.losses
         losses = {"loss": found.total, "answers": found.answers, "divergence": found.divergence}
-        losses["size"] = (found.squared_size / unit) ** 0.5
+        losses["norm"] = (found.squared_norm / unit) ** 0.5
         scores = {"ES": self.ES, "GS": self.GS, "LS": self.LS}
         return {"batches": batches, **{name: float(f"{value:.6g}") for name, value in losses.items()}, **scores}
 
@@ -63,7 +62,6 @@ def validated(
     unrelated: Sequence[Known],
     locality: float,
     size: float,
-    metric: Mapping[str, Tensor],
     processes: Processes,
 ) -> Figures:
     """Teach the batches one after the other, then ask about all of them.
@@ -71,14 +69,13 @@ def validated(
     Args:
         stream: new, with normalisers of its own.
         unrelated: on which the divergence is taken.
-        size, metric: as of an `Objective`.
     """
     prepared_batches = [Prepared.of(stream.model, batch, stream.first) for batch in batches]
     for batch in prepared_batches:
         learn(stream, batch.edits, steps, protect if len(batches) > 1 else 0.0, processes)
     paraphrases = [text for batch in prepared_batches for text in batch.paraphrases]
     asked = [text for batch in batches for example in batch for text in example.unrelated]
-    found = losses(stream, Objective([(paraphrases, 1.0)], unrelated, locality, size, metric), processes)
+    found = losses(stream, Objective([(paraphrases, 1.0)], unrelated, locality, size), processes)
     scores = [
         accuracy(stream, texts, processes)
         for texts in (
