@@ -134,7 +134,7 @@ def test_the_inverse_follows_through_many_additions() -> None:
             moment = randn(D_IN, 40, seed=999)
             protected.add_moment(moment @ moment.T, 0.2)
             Q += 0.2 * moment @ moment.T
-        torch.testing.assert_close(protected.matrix(), Q, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(protected.matrix(), Q, rtol=1e-11, atol=1e-11)
         torch.testing.assert_close(protected.solve(eye), torch.linalg.inv(Q), rtol=1e-8, atol=1e-10)
 
 

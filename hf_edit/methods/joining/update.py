@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from hf_edit.methods.base import Preservation
 from hf_edit.methods.joining.asked import Asked
@@ -60,16 +59,12 @@ class Join:
             else:
                 solve.hold(asked.keys[name])
 
-    def hold(self, keys: Mapping[str, Tensor], weight: float) -> None:
-        """Nothing is to change at these keys, by linear name (n, d_in)."""
-        for name, solve in self._solves.items():
-            solve.hold(keys[name], weight)
-
     def hold_along(self, texts: Sequence[Encoded], weight: float) -> None:
         """Nothing is to change along these texts, as the base runs over them."""
         entering = prepared(self._model, texts, self._first)
         for _, inputs in inputs_along(self._model, self._linears, entering, self._first):
-            self.hold(inputs, weight)
+            for name, solve in self._solves.items():
+                solve.hold(inputs[name], weight)
 
     def solved(self) -> Joined:
         """The update of all that was added.

@@ -120,7 +120,7 @@ class MultiStep:
         config, linears = self.config, self.linears(model)
         del checkpoints
         texts = prepared(model, [prompts.encode(e.prompt, e.target) for e in edits], linears[0].layer)
-        beside = self._in_contexts(model, prompts, edits)
+        beside = self._in_contexts(model, prompts, edits, linears[0].layer)
         protected = protected_by_moments(model, linears, preserve, self.preservation, self.moments)
         transformers = self.transformers(model, prompts)
         stream = Stream(model, linears, self.rule, transformers, config.ridge, config.at_once, protected)
@@ -146,16 +146,25 @@ class MultiStep:
         lost = self._truncate(stream, preserve)
         return self._result(stream, edits, texts, source, sizes, lost)
 
-    def _in_contexts(self, model: EditableModel, prompts: PromptFormat, edits: EditSet) -> list[list[Text]]:
-        """Per edit its prompt behind other text, where that fits the model's context; texts take turns."""
-        count, config = self.config.contexts, self.config
-        invented = invent_prefixes(model, prompts, CONTEXTS if count else 0, CONTEXT_TOKENS, config.seed)
+    def _in_contexts(
+        self, model: EditableModel, prompts: PromptFormat, edits: EditSet, first: int
+    ) -> list[list[Text]]:
+        """Per edit its prompt behind other text, where that fits the model's context; texts take turns.
+
+        Args:
+            first: the block that texts enter.
+        """
+        count = self.config.contexts
+        if count == 0:
+            return [[] for _ in edits]
+        invented = cycle(invent_prefixes(model, prompts, CONTEXTS, CONTEXT_TOKENS, self.config.seed))
         beside = []
-        for i, edit in enumerate(edits):
-            turns = islice(cycle(invented), i * count, (i + 1) * count)
-            encoded = [prompts.encode(behind(context, edit.prompt), edit.target) for context in turns]
+        for edit in edits:
+            encoded = [
+                prompts.encode(behind(context, edit.prompt), edit.target) for context in islice(invented, count)
+            ]
             fitting = [one for one in encoded if model.max_length is None or len(one) <= model.max_length]
-            beside.append(prepared(model, fitting, self.linears(model)[0].layer))
+            beside.append(prepared(model, fitting, first))
         return beside
 
     def transformers(self, model: EditableModel, prompts: PromptFormat) -> list[Transformer]:

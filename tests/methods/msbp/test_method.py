@@ -160,7 +160,7 @@ def test_text_that_does_not_fit_in_front_is_left_out(monkeypatch: pytest.MonkeyP
     method = EMSEdit(EMSEditConfig(**values, contexts=2))
     view = EditableModel.of(tiny_model())
     with borrowed(view.model):
-        beside = method._in_contexts(view, CHAT, EDITS)
+        beside = method._in_contexts(view, CHAT, EDITS, method.linears(view)[0].layer)
     lengths = [len(text.ids) for texts in beside for text in texts]
     assert len(beside) == len(EDITS) and 0 < len(lengths) < 2 * len(EDITS) and max(lengths) <= longest
 
