@@ -1,10 +1,11 @@
 """Packs combined and taken apart: long-form edits in packs of `--size`, stacked, summed, polished, reverted.
 
 The parts are computed once and kept in `--parts`. Reported: exact match by free generation of the edits that worked
-alone, ROUGE-L of their paraphrases, KL on unrelated chat questions and on strangers, perplexity, seconds; the relative
-difference of B A between orders and groupings; and, for reverted edits, whether the base's own text comes back.
+alone, ROUGE-L of their paraphrases, KL on unrelated chat questions and on strangers, perplexity, seconds; with
+`--orders` the relative difference of B A between orders and groupings; and, for reverted edits, whether the base's own
+text comes back.
 
-    python benchmarks/combine.py --unke 0:16 --size 8 --name stack_2x8
+    python benchmarks/combine.py --unke 0:16 --size 8 --orders --name stack_2x8
     python benchmarks/combine.py --unke 0:16 --size 1 --revert 1,8 --name stack_16x1
 """
 
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--parts", type=Path, default=RESULTS / "parts", help="folder where computed parts are kept")
     parser.add_argument("--revert", default="", help="how many edits to take back, as 1,8")
     parser.add_argument("--polish", action="store_true", help="polish the stacked pack too")
+    parser.add_argument("--orders", action="store_true", help="stack in other orders and groupings too")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the solve")
     parser.add_argument("--name", default="combine", help="name of the result")
     arguments = parser.parse_args()
@@ -74,8 +76,9 @@ def main() -> None:
     how: dict[str, Any] = {"model": model, "tokenizer": tokenizer}
     show("sum", lambda: hf_edit.stack(parts, mode="add", **how))
     stacked = show("stacked", lambda: hf_edit.stack(parts, config=config, **how))
-    orders = bench.orders(parts, stacked, config)
-    print(f"orders and groupings: {orders}", flush=True)
+    orders = bench.orders(parts, stacked, config) if arguments.orders else None
+    if orders:
+        print(f"orders and groupings: {orders}", flush=True)
     reverted = []
     for count in [int(number) for number in filter(None, arguments.revert.split(","))]:
         gone = random.Random(0).sample(every, count)

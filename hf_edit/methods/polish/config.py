@@ -41,6 +41,12 @@ class PolishSettings(MomentWeights):
     strangers: int = setting(
         6, "Questions per edit that the model makes up from its first words, for the divergence.", at_least=0
     )
+    decoys: int = setting(
+        0,
+        "Packs made up for training, each teaching other questions wrong answers, beside which the edits must hold "
+        "too: for packs that are to be added to others without a solve.",
+        at_least=0,
+    )
     training: TrainingConfig = setting(TrainingConfig, "How it is trained.")
 
 

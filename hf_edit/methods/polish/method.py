@@ -9,22 +9,25 @@ keys; and the base's own answers to other questions are held by a divergence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from hf_edit.edits import EditSet
+from hf_edit.errors import ConfigError
 from hf_edit.methods.base import Checkpoints, EditResult, Preservation
+from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.layers import default_rank, mlp_outputs
 from hf_edit.methods.polish.config import PolishConfig, PolishSettings
 from hf_edit.methods.training.factors import KeyBasisFactors
-from hf_edit.methods.training.loop import Trained, Trainee, train
+from hf_edit.methods.training.loop import Trained, Trainee, TrainingConfig, train
 from hf_edit.methods.training.outcome import result_of
 from hf_edit.methods.training.teacher import Known, Teacher, answered
 from hf_edit.methods.training.texts import inputs_along, moments_over, prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
-from hf_edit.progress import Progress
+from hf_edit.progress import Progress, Silent
 from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.solvers.key_basis import Keys, key_basis
 from hf_edit.solvers.low_rank import LowRankDelta
@@ -34,6 +37,8 @@ from hf_edit.wordings import rewrites
 
 DEPTHS = (0.4, 0.5, 0.6, 0.7)
 """Where the edited blocks lie by default, as shares of the depth."""
+DECOY_EDITS = 4
+DECOY_TRAINING = TrainingConfig(max_steps=20, stop_loss=0.1, drift_weight=0.0, shrink=False)
 
 
 class Polish:
@@ -130,28 +135,72 @@ class Polishing:
         self, edits: EditSet, checkpoints: Checkpoints, progress: Progress
     ) -> tuple[KeyBasisFactors, Trained]:
         """The update of these edits, and how its training ended."""
-        model, settings, first = self._model, self._settings, self.first
-        trainees = _trainees(model, self._prompts, edits, settings, self._seed, first)
+        settings = self._settings
+        trainees = _trainees(self._model, self._prompts, edits, settings, self._seed, self.first)
         asked = self._preserve.strangers(edits, settings.strangers) if settings.strangers else ()
-        strange = moments_over(model, self.linears, prepared(model, asked, first), first, answers=True)
+        factors = self._factors(trainees, settings.rank or default_rank(len(edits)), asked, self._start)
+        held = Teacher(self._model, [self._talks, [*asked, *self._preserve.earlier]], self.first, self._heard)
+        return factors, self._trained(trainees, factors, held, settings.training, checkpoints, progress, self._decoys)
+
+    @cached_property
+    def _decoys(self) -> list[dict[str, LowRankDelta]]:
+        """Updates that teach some of the statistics' questions the answers of others."""
+        if self._settings.decoys and len(self._talks) < 2:
+            raise ConfigError(
+                f"Decoys are made of the statistics' questions, of which there are {len(self._talks)}.",
+                "Set conversations to 2 or more, or decoys to 0.",
+            )
+        nothing = Teacher(self._model, [], self.first)
+        decoys, count = [], min(DECOY_EDITS, len(self._talks))
+        for begin in range(0, self._settings.decoys * count, count):
+            some = [self._talks[place % len(self._talks)] for place in range(begin, begin + count)]
+            wrong = [
+                Encoded((*one.prompt_ids, *other.answer_ids), one.answer_start)
+                for one, other in zip(some, [*some[1:], some[0]], strict=True)
+            ]
+            trainees = [Trainee(text, judged=True, weight=1.0) for text in prepared(self._model, wrong, self.first)]
+            factors = self._factors(trainees, default_rank(DECOY_EDITS), (), {})
+            self._trained(trainees, factors, nothing, DECOY_TRAINING, NoCheckpoints(), Silent())
+            decoys.append(factors.detached())
+        return decoys
+
+    def _trained(
+        self,
+        trainees: Sequence[Trainee],
+        factors: KeyBasisFactors,
+        teacher: Teacher,
+        config: TrainingConfig,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        decoys: Sequence[Mapping[str, LowRankDelta]] = (),
+    ) -> Trained:
+        model, first, seed = self._model, self.first, self._seed
+        return train(model, first, trainees, factors, teacher, config, seed, checkpoints, progress, decoys)
+
+    def _factors(
+        self,
+        trainees: Sequence[Trainee],
+        rank: int,
+        strangers: Sequence[Encoded],
+        start: Mapping[str, LowRankDelta],
+    ) -> KeyBasisFactors:
+        """Where training begins: in the leading directions of the texts' keys, whitened by what must not change."""
+        model, settings, first = self._model, self._settings, self.first
+        strange = moments_over(model, self.linears, prepared(model, strangers, first), first, answers=True)
         keys = {linear.name: Keys(linear.d_in) for linear in self.linears}
         for _, inputs in inputs_along(model, self.linears, [trainee.text for trainee in trainees], first):
             for name, k in inputs.items():
                 keys[name].add(k.T)
         dtype = torch.promote_types(model.dtype, torch.float32)
-        rank = settings.rank or default_rank(len(edits))
         bases, coordinates = {}, {}
         for linear in self.linears:
             name, C = linear.name, self._moments[linear.name]
             if name in strange:
                 C = C + settings.stranger_weight * strange[name]
             L = penalty(C, 1.0, settings.ridge).factor
-            A, B = _coordinates(keys[name], L, min(rank, linear.d_out), self._start.get(name), linear.d_out)
+            A, B = _coordinates(keys[name], L, min(rank, linear.d_out), start.get(name), linear.d_out)
             bases[name], coordinates[name] = A.to(dtype), B.to(dtype)
-        factors = KeyBasisFactors(bases, coordinates)
-        teacher = Teacher(model, [self._talks, [*asked, *self._preserve.earlier]], first, self._heard)
-        config = settings.training
-        return factors, train(model, first, trainees, factors, teacher, config, self._seed, checkpoints, progress)
+        return KeyBasisFactors(bases, coordinates)
 
     def _second_moments(self) -> dict[str, Tensor]:
         """Linear name -> C without strangers, (d_in, d_in) float64: what an update of this linear must not move."""

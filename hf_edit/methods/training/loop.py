@@ -19,7 +19,7 @@ from hf_edit.methods.training.texts import Batch, Text, answer_logits
 from hf_edit.models.editable import EditableModel, check_finite
 from hf_edit.progress import Progress
 from hf_edit.settings import Settings, setting
-from hf_edit.solvers.low_rank import LowRankDelta
+from hf_edit.solvers.low_rank import LowRankDelta, concatenated
 
 
 FORGOTTEN = 0.005
@@ -96,6 +96,7 @@ def train(
     seed: int,
     checkpoints: Checkpoints,
     progress: Progress,
+    decoys: Sequence[Mapping[str, LowRankDelta]] = (),
 ) -> Trained:
     """Adam on the factors: the drawn answers' mean loss * (1 + size_weight * size) + drift_weight * KL to the base.
 
@@ -107,6 +108,8 @@ def train(
         teacher: of the texts whose answers are to stay.
         seed: of what is drawn.
         checkpoints: a killed run goes on from the last one kept there, to the same bits.
+        decoys: other updates of the same model; one of them stands beside the trained one in every other step, and
+            answers must come right beside each, too.
     """
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(factors.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
@@ -116,14 +119,15 @@ def train(
     drift_at_once = max(1, round(config.drift_share * drawn_at_once))
     budget = round(config.max_steps * len(trainees) / drawn_at_once)
     progress.stage("training", budget)
-    key = _digest(trainees, teacher, factors, config, seed)
+    key = _digest(trainees, teacher, factors, config, seed, decoys)
     step = _resumed(checkpoints.load(key), optimiser, generator, state)
     progress.step(step)
     while step < budget:
         step += 1
         optimiser.zero_grad()
         drawn = torch.multinomial(state.chances(), drawn_at_once, generator=generator).tolist()
-        losses, right = answers(model, first, [trainees[i].text for i in drawn], factors.deltas())
+        beside = _drawn_decoy(decoys, generator)
+        losses, right = answers(model, first, [trainees[i].text for i in drawn], _plus(factors.deltas(), beside))
         check_finite(losses, f"The loss of step {step}")
         state.note(drawn, losses, right)
         weights = losses.new_tensor([trainees[i].weight for i in drawn])
@@ -139,12 +143,12 @@ def train(
             group["lr"] = config.learning_rate * min(1.0, step / WARM_UP, (state.mean_loss() / SLOW_BELOW) ** 0.5)
         optimiser.step()
         progress.step(loss=state.mean_loss())
-        if state.done(config.stop_loss) and _confirmed(model, first, trainees, factors, state, config):
+        if state.done(config.stop_loss) and _confirmed(model, first, trainees, factors, state, config, decoys):
             break
         if step % KEPT_EVERY == 0:
             checkpoints.save(key, _snapshot(step, optimiser, generator, state))
     else:
-        _confirmed(model, first, trainees, factors, state, config)
+        _confirmed(model, first, trainees, factors, state, config, decoys)
     scale = _shrunk(model, first, trainees, factors, state, config) if config.shrink else 1.0
     return Trained(step, [state.losses[i] for i in judged], [state.right[i] for i in judged], scale)
 
@@ -213,12 +217,35 @@ def _confirmed(
     factors: Factors,
     state: _State,
     config: TrainingConfig,
+    decoys: Sequence[Mapping[str, LowRankDelta]],
 ) -> bool:
-    """Ask every judged text anew, since the update has moved since most of them were drawn."""
+    """Ask every judged text anew, since the update has moved since most of them were drawn.
+
+    Beside a decoy an answer has to be right, but may be less sure.
+    """
     for part in batched(state.judged, config.batch):
-        losses, right = answers(model, first, [trainees[i].text for i in part], factors.deltas())
+        texts = [trainees[i].text for i in part]
+        losses, right = answers(model, first, texts, factors.deltas())
+        for decoy in decoys:
+            right &= answers(model, first, texts, _plus(factors.deltas(), decoy))[1]
         state.note(part, losses, right)
     return state.done(config.stop_loss)
+
+
+def _drawn_decoy(
+    decoys: Sequence[Mapping[str, LowRankDelta]], generator: torch.Generator
+) -> Mapping[str, LowRankDelta]:
+    """One of them, or in half of the cases none."""
+    if not decoys:
+        return {}
+    place = int(torch.randint(2 * len(decoys), (1,), generator=generator))
+    return decoys[place] if place < len(decoys) else {}
+
+
+def _plus(deltas: Mapping[str, LowRankDelta], others: Mapping[str, LowRankDelta]) -> dict[str, LowRankDelta]:
+    return {
+        name: concatenated([some[name] for some in (deltas, others) if name in some]) for name in {**deltas, **others}
+    }
 
 
 @torch.no_grad()
@@ -248,17 +275,25 @@ def _shrunk(
     return scale
 
 
-def _digest(trainees: Sequence[Trainee], teacher: Teacher, factors: Factors, config: TrainingConfig, seed: int) -> str:
+def _digest(
+    trainees: Sequence[Trainee],
+    teacher: Teacher,
+    factors: Factors,
+    config: TrainingConfig,
+    seed: int,
+    decoys: Sequence[Mapping[str, LowRankDelta]],
+) -> str:
     """Of all that a run depends on beside the base."""
     digest = hashlib.sha256(json.dumps([config.to_json(), seed]).encode())
     for trainee in trainees:
         digest.update(f"{trainee.text.ids.tolist()} {trainee.text.start} {trainee.judged} {trainee.weight}".encode())
     for encoded in teacher.encoded:
         digest.update(f"{encoded.ids} {encoded.answer_start}".encode())
-    for name, delta in factors.deltas().items():
-        digest.update(name.encode())
-        for factor in (delta.B, delta.A):
-            digest.update(factor.detach().cpu().numpy().tobytes())
+    for deltas in (factors.deltas(), *decoys):
+        for name, delta in deltas.items():
+            digest.update(name.encode())
+            for factor in (delta.B, delta.A):
+                digest.update(factor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -130,6 +130,39 @@ def test_the_rank_is_bounded() -> None:
     assert delta.rank <= 32
 
 
+def test_decoys_teach_questions_of_the_statistics_the_answers_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[tuple[list[Trainee], int]] = []
+
+    def train(_: EditableModel, first: int, trainees: list[Trainee], *rest: object) -> Trained:
+        decoys = rest[-1]
+        assert isinstance(decoys, list | tuple)
+        runs.append((trainees, len(decoys)))
+        return Trained(1, [0.0] * len(trainees), [True] * len(trainees), 1.0)
+
+    monkeypatch.setattr(module, "train", train)
+    talks = [
+        CHAT.encode(question, answer) for question, answer in (("Where?", "here"), ("Who?", "me"), ("Why?", "so"))
+    ]
+    view = EditableModel.of(tiny_model())
+    with borrowed(view.model):
+        preserve = Fixed(random_moments(view), asked=talks)
+        config = PolishConfig(layers=(2,), decoys=2, strangers=0)
+        Polish(config).compute(view, CHAT, EDITS, preserve, NoCheckpoints(), Silent())
+    assert [held for _, held in runs] == [0, 0, 2]
+    own = {talk.prompt_ids: talk.answer_ids for talk in talks}
+    for trainees, _ in runs[:2]:
+        assert len(trainees) == 3
+        for one in trainees:
+            ids = tuple(one.text.ids.tolist())
+            prompt, answer = ids[: one.text.start], ids[one.text.start :]
+            assert answer in own.values() and answer != own[prompt]
+
+
+def test_decoys_need_questions() -> None:
+    with pytest.raises(ConfigError, match="of which there are 0"):
+        compute(EDITS, decoys=1, strangers=0)
+
+
 # ---- settings --------------------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ from hf_edit.methods.training.texts import Batch, Text, answer_logits, prepared
 from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Silent
 from hf_edit.prompting import PromptFormat
-from hf_edit.solvers.low_rank import LowRankDelta
+from hf_edit.solvers.low_rank import LowRankDelta, concatenated
 
 
 FIRST = 2
@@ -56,13 +56,17 @@ class Told:
 
 
 def learned(
-    view: EditableModel, trainees: Sequence[Trainee], told: Told | None = None, **training: Any
+    view: EditableModel,
+    trainees: Sequence[Trainee],
+    told: Told | None = None,
+    decoys: Sequence[dict[str, LowRankDelta]] = (),
+    **training: Any,
 ) -> tuple[Trained, dict[str, LowRankDelta]]:
     """LoRA of full rank on two blocks, nothing held."""
     factors = LoraFactors(view.linears[FIRST:], 32, torch.float32, torch.Generator().manual_seed(0))
     config = TrainingConfig(**{**QUICK, **training})
     teacher = Teacher(view, [], FIRST)
-    trained = train(view, FIRST, trainees, factors, teacher, config, 0, NoCheckpoints(), told or Silent())
+    trained = train(view, FIRST, trainees, factors, teacher, config, 0, NoCheckpoints(), told or Silent(), decoys)
     return trained, factors.detached()
 
 
@@ -132,6 +136,20 @@ def test_wordings_are_trained(view: EditableModel, texts: list[Text]) -> None:
         for extra in ([], [Trainee(texts[1], judged=False, weight=0.5)])
     )
     assert fresh(view, texts[1], with_other)[0] < fresh(view, texts[1], alone)[0] - 0.5
+
+
+def test_an_answer_learned_beside_a_decoy_is_given_with_and_without_it(view: EditableModel, texts: list[Text]) -> None:
+    """The decoy teaches the same question another answer; the plain sum of the two gives that, or neither."""
+    _, decoy = learned(view, of([texts[2]]), shrink=False)
+    _, alone = learned(view, of(texts[:1]), shrink=False)
+    trained, beside = learned(view, of(texts[:1]), decoys=[decoy], max_steps=120, shrink=False)
+    assert not fresh(view, texts[0], _sum(alone, decoy))[1]
+    assert trained.right == [True]
+    assert fresh(view, texts[0], beside)[1] and fresh(view, texts[0], _sum(beside, decoy))[1]
+
+
+def _sum(one: dict[str, LowRankDelta], other: dict[str, LowRankDelta]) -> dict[str, LowRankDelta]:
+    return {name: concatenated([one[name], other[name]]) for name in one}
 
 
 def test_no_more_than_two_texts_per_judged_one_are_drawn(view: EditableModel, texts: list[Text]) -> None:
