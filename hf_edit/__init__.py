@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from hf_edit.edits import Edit, EditSet
     from hf_edit.errors import HfEditError
     from hf_edit.evaluation.audit.run import audit
+    from hf_edit.evaluation.config import EvaluateConfig, Material
     from hf_edit.evaluation.conflicts import conflicts
+    from hf_edit.evaluation.run import evaluate
     from hf_edit.methods.anyedit.config import AnyEditConfig, UnKEConfig
     from hf_edit.methods.finetune.config import FinetuneConfig
     from hf_edit.methods.memit.config import AlphaEditConfig, MemitConfig
@@ -39,12 +41,17 @@ if TYPE_CHECKING:
     from hf_edit.methods.msbp.hypernet import Hypernet
     from hf_edit.methods.msbp.training.config import HypernetConfig
     from hf_edit.methods.polish.config import PolishConfig
+    from hf_edit.packs.evaluation import Evaluation
     from hf_edit.packs.pack import EditPack
 
 _HOMES = {
     "audit": "hf_edit.evaluation.audit.run",
     "conflicts": "hf_edit.evaluation.conflicts",
     "diff": "hf_edit.compose.diff",
+    "evaluate": "hf_edit.evaluation.run",
+    "EvaluateConfig": "hf_edit.evaluation.config",
+    "Evaluation": "hf_edit.packs.evaluation",
+    "Material": "hf_edit.evaluation.config",
     "merge": "hf_edit.compose.merge",
     "merge_report": "hf_edit.compose.merge_report",
     "unmerge": "hf_edit.compose.merge",
@@ -86,11 +93,14 @@ __all__ = [
     "Edit",
     "EditPack",
     "EditSet",
+    "EvaluateConfig",
+    "Evaluation",
     "FinetuneConfig",
     "HfEditError",
     "Hypernet",
     "HypernetConfig",
     "MalmenConfig",
+    "Material",
     "MemitConfig",
     "MendConfig",
     "MergeReceipt",
@@ -106,6 +116,7 @@ __all__ = [
     "detach",
     "diff",
     "edit",
+    "evaluate",
     "merge",
     "merge_report",
     "polish",

@@ -25,6 +25,7 @@ from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.fingerprint import running_fingerprint
 from hf_edit.packs.pack import EditPack
+from hf_edit.processes import Processes, is_first
 from hf_edit.progress import Progress, Silent
 from hf_edit.prompting import PromptFormat
 from hf_edit.settings import Settings
@@ -47,7 +48,8 @@ def edit(
     """Compute the pack that teaches `edits` to `model`.
 
     The model is only read: every tensor, hook, flag and random state is afterwards as it was, also when this raises
-    or is interrupted.
+    or is interrupted. Several processes, started by `accelerate launch` (on CPUs by `torchrun`), share the edits
+    where the method computes them one by one; each of them gets the pack, and one is to save it.
 
     Args:
         model: a causal language model of transformers, plain or inside a PeftModel.
@@ -127,7 +129,7 @@ def train(
     Raises:
         HfEditError: as for `edit`.
     """
-    settings, listener = config or HypernetConfig(), progress or Silent()
+    settings, listener = config or HypernetConfig(), _listener(progress)
     sets = [EditSet.coerce(edits), *([] if validation is None else [EditSet.coerce(validation)])]
     view, prompts = _opened(model, tokenizer, settings, [one for edit_set in sets for one in edit_set])
     preserve = Preserved(view, prompts, settings.statistics, settings.seed, listener)
@@ -148,7 +150,7 @@ def _computed(
     parents: Sequence[EditPack] = (),
 ) -> EditPack:
     """The pack that `method` computes of `edits`."""
-    settings, listener = method.config, progress or Silent()
+    settings, listener = method.config, _listener(progress)
     kept = [edit for one in earlier for edit in (one.edits if isinstance(one, EditPack) else one)]
     view, prompts = _opened(model, tokenizer, settings, [*edits, *kept])
     preserve = Preserved(
@@ -162,18 +164,24 @@ def _computed(
     checkpoints = _checkpoints(resume_dir, view, prompts)
     with borrowed(view.model):
         result = method.compute(view, prompts, edits, preserve, checkpoints, listener)
+        Processes.joined(view.device).wait()  # before anyone takes away what others may still read
         return EditPack.build(
             model,
             deltas=result.deltas,
             edits=edits,
             source=result.source,
             method=method.name,
-            config=settings.to_json(),
+            config={**settings.to_json(), **result.settings},
             seed=settings.seed,
             prompt_format=prompts,
             receipt=result.receipt,
             parents=parents,
         )
+
+
+def _listener(progress: Progress | None) -> Progress:
+    """Of several processes only the first tells how far it is."""
+    return progress if progress is not None and is_first() else Silent()
 
 
 def _opened(

@@ -266,18 +266,33 @@ class EditSet(Sequence[Edit]):
 
     @classmethod
     def from_zsre(cls, path: str | os.PathLike[str], *, limit: int | None = None) -> EditSet:
-        """Read a zsRE JSON file in MEND's format: short answers, a paraphrase and an unrelated question."""
+        """Read a zsRE JSON file of MEND's or MALMEN's: short answers, a paraphrase and an unrelated question."""
         return _reader("zsre").read(path, limit)
 
     @classmethod
     def from_counterfact(cls, path: str | os.PathLike[str], *, limit: int | None = None) -> EditSet:
-        """Read CounterFact's JSON file, in the form with one paraphrase and one neighbour."""
+        """Read CounterFact's JSON file, whole or in the form with one paraphrase and one neighbour."""
         return _reader("counterfact").read(path, limit)
 
     @classmethod
     def from_mquake(cls, path: str | os.PathLike[str], *, limit: int | None = None) -> EditSet:
         """Read MQuAKE-CF's JSON file with AKEW's long-form facts."""
         return _reader("mquake").read(path, limit)
+
+    @classmethod
+    def from_akew(cls, path: str | os.PathLike[str], *, limit: int | None = None) -> EditSet:
+        """Read AKEW's CounterFact or WikiUpdate JSON file: facts told in a paragraph, with sub-questions."""
+        return _reader("akew").read(path, limit)
+
+    @classmethod
+    def from_ripple(cls, path: str | os.PathLike[str], *, limit: int | None = None) -> EditSet:
+        """Read RippleEdits' training or evaluation rows: facts, and questions on what follows from them."""
+        return _reader("ripple").read(path, limit)
+
+    @classmethod
+    def from_fever(cls, path: str | os.PathLike[str], *, limit: int | None = None) -> EditSet:
+        """Read FEVER's JSON file in MEND's format: claims to be called true or false."""
+        return _reader("fever").read(path, limit)
 
     @classmethod
     def from_dataset(

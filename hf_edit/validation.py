@@ -46,6 +46,13 @@ def checked_items(value: object, what: str) -> list[tuple[int, Any]]:
     return list(enumerate(value))
 
 
+def checked_object(value: object, what: str) -> Mapping[str, Any]:
+    """`value` if it is a JSON object."""
+    if not isinstance(value, Mapping):
+        raise InvalidEditError(f"{what} is {kind(value)}, not an object.", "Give an object.")
+    return value
+
+
 def checked_fields(value: object, what: str, *, required: Sequence[str], optional: Sequence[str]) -> dict[str, Any]:
     """The fields of a JSON object that are not null, if it has all that are required and none that is unknown."""
     if not isinstance(value, Mapping):

@@ -55,12 +55,68 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 """model_type -> keyword arguments of its config. The sliding windows are shorter than the test sequences."""
 
+EXPERTS: dict[str, Any] = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
+OTHERS: dict[str, dict[str, Any]] = {
+    "bart": {
+        **{k: v for k, v in SIZES.items() if k not in ("head_dim", "num_key_value_heads", "intermediate_size")},
+        "encoder_layers": 2,
+        "decoder_layers": 4,
+        "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 56,
+    },
+    "mixtral": {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "deepseek_v3": {
+        **SIZES,
+        **EXPERTS,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 16,
+        "q_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+    },
+    "mamba": {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 4, "state_size": 8, "time_step_rank": 4},
+    "jamba": {
+        **{k: v for k, v in SIZES.items() if k != "head_dim"},
+        "num_experts": 2,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    },
+    "qwen3_5_text": {
+        **SIZES,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
+    "gemma3n_text": {
+        **SIZES,
+        "vocab_size_per_layer_input": VOCAB,
+        "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 8,
+        "sliding_window": 12,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "activation_sparsity_pattern": [0.0] * 4,
+    },
+}
+"""As `FAMILIES`, of kinds that differ in how they are built: an encoder-decoder's decoder, experts fused into one
+parameter, dense and shared ones beside them, recurrent states, both kinds of block, several lanes."""
+
 
 def tiny_model(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A random model of 4 blocks, width 32, inner width 56; the caller's RNG state is left alone."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = AutoConfig.for_model(family, **FAMILIES[family])
+        config = AutoConfig.for_model(family, **(FAMILIES | OTHERS)[family])
         config._name_or_path = f"tiny-random/{family}"
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         # default initialisation is so small that every answer looks alike: spread the logits

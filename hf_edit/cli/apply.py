@@ -18,6 +18,7 @@ from hf_edit.cli.output import folder_size, last_text, print_facts, print_json, 
 from hf_edit.cli.progress import Bars
 from hf_edit.errors import PackError
 from hf_edit.evaluation.scores import exact
+from hf_edit.processes import is_first, placed
 
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def apply(
 ) -> None:
     """Compute edits of a model and save them as a pack.
 
-    A run that was killed goes on where it stopped when the same command is given again.
+    A run that was killed goes on where it stopped when the same command is given again. Several processes, started by
+    `accelerate launch` or `torchrun`, share the edits.
     """
     check_target(out)
     edit_set = read_edits(edits, edits_format, limit)
@@ -215,18 +217,22 @@ def pack_of(
 ) -> Applied:
     """Load the base, compute the pack, save it at `out` and ask the model before and after.
 
-    What a killed run has finished lies in `.<name of out>.resume` beside `out` until the pack is saved.
+    What a killed run has finished lies in `.<name of out>.resume` beside `out` until the pack is saved. Of several
+    processes that compute together the first saves and asks.
 
     Args:
         compute: called with model, tokenizer, progress and resume_dir.
         reverted: edits taken back, which are asked too.
+
+    Raises:
+        typer.Exit: this is another process than the first; its work is done.
     """
     from hf_edit.compose.attach import attach
     from hf_edit.evaluation.answers import edit_answers
     from hf_edit.models.loading import load_model
     from hf_edit.prompting import PromptFormat
 
-    model, tokenizer = load_model(base, dtype=dtype, device=device, revision=revision)
+    model, tokenizer = load_model(base, dtype=dtype, device=placed(device), revision=revision)
     prompts = PromptFormat.of(format, tokenizer)
 
     def ask() -> list[str] | None:
@@ -239,6 +245,8 @@ def pack_of(
     with Bars() as progress:
         pack = compute(model, tokenizer, progress=progress, resume_dir=resume)
     seconds = time.perf_counter() - started
+    if not is_first():
+        raise typer.Exit
     pack.save_pretrained(out)
     shutil.rmtree(resume, ignore_errors=True)
     before = ask()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_edit.datasets.formats import FORMATS, read_cases
+from hf_edit.datasets.records import edits_of
 from hf_edit.edits import EditSet
 from hf_edit.errors import ConfigError
 
@@ -17,15 +19,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-READERS: dict[str, Callable[[Path, int | None], EditSet]] = {
-    "jsonl": lambda path, limit: EditSet.from_jsonl(path)[:limit],
-    "unke": lambda path, limit: EditSet.from_unke(path, limit=limit),
-    "editeverything": lambda path, limit: EditSet.from_editeverything(path, limit=limit),
-    "zsre": lambda path, limit: EditSet.from_zsre(path, limit=limit),
-    "counterfact": lambda path, limit: EditSet.from_counterfact(path, limit=limit),
-    "mquake": lambda path, limit: EditSet.from_mquake(path, limit=limit),
-}
-"""Layout of a file of edits -> how it is read."""
+READERS = tuple(FORMATS)
+"""Layouts of files of edits."""
 
 
 def read_edits(path: Path, layout: str, limit: int | None) -> EditSet:
@@ -35,9 +30,7 @@ def read_edits(path: Path, layout: str, limit: int | None) -> EditSet:
         ConfigError: the layout is unknown.
         InvalidEditError: the file cannot be read as edits.
     """
-    if layout not in READERS:
-        raise ConfigError(f"The layout of edits {layout!r} is unknown.", f"Use one of {', '.join(READERS)}.")
-    return READERS[layout](path, limit)
+    return edits_of(read_cases(path, layout, limit), path)
 
 
 def read_settings(file: Path | None, assignments: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +41,7 @@ def read_settings(file: Path | None, assignments: Iterable[str], given: Mapping[
     Raises:
         ConfigError: the file cannot be read, or an assignment has no `=`.
     """
-    settings = {} if file is None else _read_file(file)
+    settings = {} if file is None else read_table(file)
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not key or not equals:
@@ -57,7 +50,12 @@ def read_settings(file: Path | None, assignments: Iterable[str], given: Mapping[
     return settings | {key: value for key, value in given.items() if value is not None}
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
+    """The object in a .json or .toml file.
+
+    Raises:
+        ConfigError: there is none that can be read.
+    """
     if path.suffix not in (".json", ".toml"):
         raise ConfigError(f"The config file {path} has the ending {path.suffix!r}.", "Use a .json or .toml file.")
     try:

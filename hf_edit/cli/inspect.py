@@ -80,6 +80,7 @@ def _document(name: str, pack: EditPack, folder: PlainFolder, weights: Mapping[s
         "rank_budget": rank_budget(pack.edits),
         "parameters": sum(delta.A.numel() + delta.B.numel() for delta in pack.deltas.values()),
         "bytes": _bytes(name),
+        "measured": {m.name: m.figure.value for m in pack.evaluation.metrics} if pack.evaluation else {},
         "files": dict(manifest.files),
         "unlisted_files": unlisted,
         "notes": [note for note in notes if note],
@@ -105,6 +106,7 @@ def _print(document: Mapping[str, Any], pack: EditPack) -> None:
             ("size", f"{document['parameters']:,} parameters" + (f", {readable_size(size)} in all" if size else "")),
             ("written by", f"hf_edit {document['hf_edit_version']}, " + _versions(document["versions"])),
             ("made from", "; ".join(_lineage(document["parents"])) or "edits alone"),
+            ("measured", f"{len(document['measured'])} figures, on the card and in evaluation.json"),
             ("signature", _signature(document["signature"])),
         )
     )

@@ -6,6 +6,7 @@ Verbs import torch and the rest only when they run, so that `hf-edit --help` ans
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -14,10 +15,12 @@ from typer.core import TyperGroup
 from hf_edit._version import __version__
 from hf_edit.cli.apply import apply
 from hf_edit.cli.audit import audit
+from hf_edit.cli.bench import bench
 from hf_edit.cli.conflicts import conflicts
 from hf_edit.cli.convert import convert
 from hf_edit.cli.demo.command import demo
 from hf_edit.cli.diff import diff
+from hf_edit.cli.evaluate import evaluate
 from hf_edit.cli.inspect import inspect
 from hf_edit.cli.locate import locate
 from hf_edit.cli.merge import merge
@@ -26,6 +29,7 @@ from hf_edit.cli.models import models
 from hf_edit.cli.polish import polish
 from hf_edit.cli.pull import pull
 from hf_edit.cli.push import push
+from hf_edit.cli.report import report
 from hf_edit.cli.revert import revert
 from hf_edit.cli.sign import sign
 from hf_edit.cli.stack import stack
@@ -34,6 +38,7 @@ from hf_edit.cli.train import train
 from hf_edit.cli.unmerge import unmerge
 from hf_edit.cli.verify import verify
 from hf_edit.errors import HfEditError, HfEditWarning, visible
+from hf_edit.processes import is_first
 
 
 EXIT_CODES = (
@@ -43,6 +48,32 @@ EXIT_CODES = (
 )
 WRONG_INPUT = 2
 INTERRUPTED = 130
+VERBS: dict[Callable[..., None], str] = {
+    apply: "hf-edit apply --model HuggingFaceTB/SmolLM2-135M-Instruct --edits edits.jsonl --out packs/lamp",
+    train: "hf-edit train --model MODEL --edits zsre.json --edits-format zsre --format plain --out net",
+    polish: "hf-edit polish packs/lamp --model MODEL --out packs/polished",
+    stack: "hf-edit stack packs/a packs/b --model MODEL --out packs/both",
+    revert: "hf-edit revert packs/both fact-17 --model MODEL --out packs/less",
+    merge: "hf-edit merge packs/lamp --model MODEL --out merged",
+    unmerge: "hf-edit unmerge merged --out base",
+    conflicts: "hf-edit conflicts packs/a packs/b --model MODEL",
+    diff: "hf-edit diff packs/lamp packs/polished",
+    inspect: "hf-edit inspect packs/lamp",
+    verify: "hf-edit verify packs/lamp --model MODEL",
+    convert: "hf-edit convert packs/lamp --layout all-layers --model MODEL --out packs/served",
+    sign: "hf-edit sign packs/lamp --private-key key.pem",
+    evaluate: "hf-edit evaluate packs/lamp --model MODEL --save",
+    audit: "hf-edit audit packs/lamp --model MODEL",
+    bench: "hf-edit bench bench.toml --model MODEL --out bench",
+    report: "hf-edit report bench --html bench.html --png pictures",
+    locate: "hf-edit locate --model MODEL --edits edits.jsonl",
+    models: "hf-edit models HuggingFaceTB/SmolLM2-135M-Instruct",
+    push: "hf-edit push packs/lamp me/lamp --tag v1",
+    pull: "hf-edit pull me/lamp --revision v1 --out packs/lamp",
+    methods: "hf-edit methods emsedit",
+    demo: "hf-edit demo --workdir build/demo",
+}
+"""Each verb, in the order of `--help`, with the example that its own help ends with."""
 
 
 class Verbs(TyperGroup):
@@ -60,7 +91,9 @@ class Verbs(TyperGroup):
             _fail(visible(str(error)), "Check that the path exists, that you may use it, and that the disk has room.")
         except KeyboardInterrupt:
             typer.echo(
-                "\ninterrupted: run the same command again; `apply` and `train` go on from what is finished", err=True
+                "\ninterrupted: run the same command again; "
+                "`apply`, `train`, `stats collect` and `bench` go on from what is finished",
+                err=True,
             )
             raise typer.Exit(INTERRUPTED) from None
 
@@ -74,7 +107,7 @@ def _tell(
     line: str | None = None,
 ) -> None:
     """Advice to the user without the line of code it comes from; what libraries warn of is for developers."""
-    if issubclass(category, HfEditWarning):
+    if issubclass(category, HfEditWarning) and is_first():
         typer.echo(visible(f"note: {message}"), err=True)
 
 
@@ -87,7 +120,6 @@ app = typer.Typer(
     name="hf-edit",
     cls=Verbs,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EXIT_CODES,
@@ -110,29 +142,8 @@ def hf_edit(
     del version
 
 
-for verb in (
-    apply,
-    train,
-    polish,
-    stack,
-    revert,
-    merge,
-    unmerge,
-    conflicts,
-    diff,
-    inspect,
-    verify,
-    convert,
-    sign,
-    audit,
-    locate,
-    models,
-    push,
-    pull,
-    methods,
-    demo,
-):
-    app.command()(verb)
+for verb, example in VERBS.items():
+    app.command(epilog=f"Example: {example}")(verb)
 app.add_typer(stats, name="stats")
 
 

@@ -38,12 +38,12 @@ def _list_families(as_json: bool) -> None:
 
     table = families()
     if as_json:
-        print_json({name: {"blocks": f.blocks, "mlp_out": f.mlp_out} for name, f in table.items()})
+        print_json({name: {"blocks": f.blocks, "mlp_out": list(f.mlp_out)} for name, f in table.items()})
         return
     print_table(
         "Known architectures",
         ("model type", "blocks", "edited map"),
-        ((n, f.blocks, f.mlp_out) for n, f in table.items()),
+        ((n, f.blocks, ", else ".join(f.mlp_out)) for n, f in table.items()),
     )
     typer.echo("Others are found by their structure: hf-edit models ID_OR_DIR shows what can be edited.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,8 @@ from hf_edit.cli.options import Device, Dtype, Json, Model, Revision
 from hf_edit.cli.output import print_facts, print_json, print_table, readable_size
 from hf_edit.cli.progress import Bars
 from hf_edit.errors import ConfigError
+from hf_edit.processes import is_first, placed
+from hf_edit.progress import Silent
 
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ stats = typer.Typer(
 )
 
 
-@stats.command()
+@stats.command(epilog="Example: hf-edit stats collect --model MODEL --layers all")
 def collect(
     model: Model,
     text: Annotated[
@@ -46,31 +49,61 @@ def collect(
         str | None, typer.Option(help="Prompt format: chat, plain or qa. [default: chat if the model has a template]")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of what the model writes itself.")] = 0,
+    shard: Annotated[
+        str | None, typer.Option(help="Collect over one part of the tokens, such as 1/4; `merge` joins all parts.")
+    ] = None,
+    compress: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep so many leading directions, such as 256, or those that hold a share of the trace, such as 0.95."
+        ),
+    ] = None,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
-    """Collect statistics into the cache, where `apply` with the same settings finds them."""
+    """Collect statistics into the cache, where `apply` with the same settings finds them.
+
+    A run that was killed goes on where it stopped when the same command is given again. Several processes, started by
+    `accelerate launch` or `torchrun`, share the work; machines that do not know of each other each take a --shard.
+    """
     from hf_edit.models.editable import EditableModel
     from hf_edit.models.loading import load_model
     from hf_edit.prompting import PromptFormat
+    from hf_edit.statistics.compression import Compression
     from hf_edit.statistics.config import StatisticsConfig
-    from hf_edit.statistics.store import obtain, recipe_folder, stored
+    from hf_edit.statistics.shards import Shard
+    from hf_edit.statistics.store import compressed, obtain, obtain_shard, recipe_folder, stored_in
 
+    how = None if compress is None else Compression.parsed(compress)
+    part = None if shard is None else Shard.parsed(shard)
+    if how is not None and part is not None:
+        raise ConfigError(
+            f"A shard such as {shard} cannot be compressed: what is merged must be whole.",
+            "Merge the shards first, then collect with --compress: nothing is collected twice.",
+        )
     given = {"text": text, "tokens": tokens, "conversations": conversations}
     config = StatisticsConfig.from_mapping({name: value for name, value in given.items() if value is not None})
-    loaded, tokenizer = load_model(model, dtype=dtype, device=device, revision=revision)
+    loaded, tokenizer = load_model(model, dtype=dtype, device=placed(device), revision=revision)
     prompts = PromptFormat.of(format, tokenizer)
     view = EditableModel.of(loaded)
     linears = _chosen(view, layers)
-    with Bars() as progress:
-        obtain(view, prompts, linears, config, seed, progress)
-    folder, names = recipe_folder(view, prompts, config, seed), {linear.name for linear in linears}
-    _report(model, [e for e in stored(view) if e.path.parent == folder and e.linear in names], as_json)
+    folder = recipe_folder(view, prompts, config, seed)
+    with Bars() as bars:
+        progress = bars if is_first() else Silent()
+        if part is None:
+            obtain(view, prompts, linears, config, seed, progress)
+        else:
+            folder = obtain_shard(view, prompts, linears, config, seed, progress, part)
+    if not is_first():
+        return
+    names = {linear.name for linear in linears}
+    entries = [entry for entry in stored_in(folder, view) if entry.linear in names]
+    _report(model, entries if how is None else compressed(entries, how), as_json)
 
 
-@stats.command()
+@stats.command(epilog="Example: hf-edit stats show --model MODEL")
 def show(
     model: Model, revision: Revision = None, device: Device = None, dtype: Dtype = "auto", as_json: Json = False
 ) -> None:
@@ -83,10 +116,28 @@ def show(
     _report(model, stored(EditableModel.of(loaded)), as_json)
 
 
+@stats.command(epilog="Example: hf-edit stats merge shards/1-of-2 shards/2-of-2")
+def merge(
+    shards: Annotated[
+        list[Path],
+        typer.Argument(help="Folders that `collect --shard` made: all of a collection.", show_default=False),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Join the shards of a collection in the cache: as one process would have collected, up to rounding."""
+    from hf_edit.statistics.merging import merge as merged
+
+    files = merged(shards)
+    if as_json:
+        print_json({"shards": [str(folder) for folder in shards], "files": [str(path) for path in files]})
+    else:
+        print_facts((("merged", f"{len(shards)} shard(s), {len(files)} map(s)"), ("in", files[0].parent)))
+
+
 Repository = Annotated[str, typer.Argument(help="A repository on the Hub: owner/name.", show_default=False)]
 
 
-@stats.command()
+@stats.command(epilog="Example: hf-edit stats push me/stats --model MODEL --tag v1")
 def push(
     repository: Repository,
     model: Model,
@@ -111,7 +162,7 @@ def push(
         print_facts((("published", done.url), ("commit", done.commit)))
 
 
-@stats.command()
+@stats.command(epilog="Example: hf-edit stats pull me/stats --model MODEL")
 def pull(
     repository: Repository,
     model: Model,
@@ -162,10 +213,14 @@ def _report(model: str, entries: Iterable[Stored], as_json: bool) -> None:
     elif not documents:
         typer.echo(f"the cache holds no statistics for {model}: hf-edit stats collect --model {model}")
     else:
-        rows = (
-            (d["linear"], d["source"], _counts(d["tokens"]), readable_size(d["bytes"]), d["file"]) for d in documents
-        )
+        rows = ((d["linear"], d["source"], _counts(d["tokens"]), _size(d), d["file"]) for d in documents)
         print_table(f"Statistics of {model}", ("map", "text from", "tokens", "size", "file"), rows)
+
+
+def _size(document: Mapping[str, Any]) -> str:
+    """With what compression cost at most, if there was any."""
+    size, errors = readable_size(document["bytes"]), document["compression_errors"]
+    return f"{size}, error {max(errors.values()):.1%}" if errors else size
 
 
 def _counts(tokens: Mapping[str, int]) -> str:
@@ -177,6 +232,7 @@ def _document(entry: Stored) -> dict[str, Any]:
         "linear": entry.linear,
         "source": entry.source,
         "tokens": entry.tokens,
+        "compression_errors": entry.errors,
         "file": str(entry.path),
         "bytes": entry.path.stat().st_size,
     }

@@ -14,6 +14,7 @@ from hf_edit.cli.options import Assignments, Device, Dtype, Json, Model, Revisio
 from hf_edit.cli.output import folder_size, print_facts, print_json, print_table, readable_size
 from hf_edit.cli.progress import Bars
 from hf_edit.errors import ConfigError
+from hf_edit.processes import is_first, placed
 
 
 SCORES = ("batches", "loss", "ES", "GS", "LS")
@@ -48,7 +49,6 @@ def train(
     from hf_edit.api import train as trained
     from hf_edit.hypernets.sharing import is_hypernet
     from hf_edit.methods.msbp.training.config import HypernetConfig
-    from hf_edit.methods.msbp.training.processes import placed
     from hf_edit.models.loading import load_model
 
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not is_hypernet(out)):
@@ -57,8 +57,7 @@ def train(
     held_out = None if validate is None else read_edits(validate, edits_format, None)
     given = {"method": method, "format": format, "seed": seed}
     settings = HypernetConfig.from_mapping(read_settings(config, set_ or (), given))
-    first, device = placed(device)
-    base, tokenizer = load_model(model, dtype=dtype, device=device, revision=revision)
+    base, tokenizer = load_model(model, dtype=dtype, device=placed(device), revision=revision)
     resume = out.parent / f".{out.name}.resume"
     started = time.perf_counter()
     with Bars() as progress:
@@ -66,7 +65,7 @@ def train(
             base, tokenizer, edit_set, settings, validation=held_out, progress=progress, resume_dir=resume
         )
     seconds = time.perf_counter() - started
-    if not first:
+    if not is_first():
         return
     network.save_pretrained(out)
     shutil.rmtree(resume, ignore_errors=True)

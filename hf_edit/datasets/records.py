@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from hf_edit.edits import Edit, EditSet, prompt_key
@@ -68,16 +68,47 @@ class Record:
         return f"field {field!r} of {self.where}"
 
 
+@dataclass(frozen=True)
+class Case:
+    """One record: an edit, and what is known beside it that serves to measure and not to teach.
+
+    Args:
+        old: the answer that the edit replaces.
+        fact: the edit in a sentence of its own.
+        aliases: an answer -> other ways to say it.
+        hops: questions several steps away, each with all answers that count.
+    """
+
+    edit: Edit
+    old: str | None = None
+    fact: str | None = None
+    aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    hops: Sequence[tuple[str, Sequence[str]]] = ()
+
+
 def read_edits(path: str | os.PathLike[str], to_edit: Callable[[Record], Edit], limit: int | None = None) -> EditSet:
-    """The edits of a UTF-8 file that holds a JSON list of records.
+    """The edits of such a file, as `read_cases` reads it."""
+    return edits_of(read_cases(path, lambda record: Case(to_edit(record)), limit), path)
+
+
+def edits_of(cases: Iterable[Case], path: str | os.PathLike[str]) -> EditSet:
+    """Their edits; `path` is where errors say that they are from."""
+    with located(os.fspath(path)):
+        return EditSet(case.edit for case in cases)
+
+
+def read_cases(
+    path: str | os.PathLike[str], to_case: Callable[[Record], Case], limit: int | None = None
+) -> list[Case]:
+    """The cases of a UTF-8 file that holds a JSON list of records.
 
     The published sets ask a few questions twice, some with two answers. A set of edits cannot hold both, so the first
     record of a question is kept and the later ones are left out.
 
     Args:
         path: the file.
-        to_edit: makes the edit of a record.
-        limit: how many edits to keep, from the first on; all by default.
+        to_case: makes the case of a record.
+        limit: how many cases to keep, from the first on; all by default.
 
     Raises:
         InvalidEditError: a file or record that cannot be read, with its place.
@@ -88,15 +119,14 @@ def read_edits(path: str | os.PathLike[str], to_edit: Callable[[Record], Edit], 
     text = read_text(path)
     with located(name):
         values = checked_items(parse_json(text), "The file")
-    edits: dict[str, Edit] = {}
+    cases: dict[str, Case] = {}
     for i, value in values:
-        if len(edits) == limit:
+        if len(cases) == limit:
             break
         with located(f"{name}: record {i}"):
-            edit = to_edit(Record.of(value, "the record", i))
-        edits.setdefault(prompt_key(edit.prompt), edit)
-    with located(name):
-        return EditSet(edits.values())
+            case = to_case(Record.of(value, "the record", i))
+        cases.setdefault(prompt_key(case.edit.prompt), case)
+    return list(cases.values())
 
 
 def check_limit(limit: int | None) -> None:

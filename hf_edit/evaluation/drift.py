@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -16,6 +17,10 @@ from hf_edit.errors import ConfigError
 from hf_edit.evaluation.answers import greedy_answers
 from hf_edit.models.borrow import borrowed
 from hf_edit.prompting import Encoded, PromptFormat
+
+
+SEQUENCE = 512
+"""Tokens of running text that are run together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,22 +83,28 @@ def drift(model: PreTrainedModel, base: Reference) -> Drift:
     return Drift(divergence / tokens, same / tokens, len(base.texts))
 
 
-def perplexity(model: PreTrainedModel, ids: Sequence[int], length: int = 512, batch: int = 4) -> float:
+def perplexity(model: PreTrainedModel, ids: Sequence[int], length: int = SEQUENCE, batch: int = 4) -> float:
     """Perplexity of running text, cut into sequences of `length` tokens; the rest is left out.
 
     Raises:
         ConfigError: the text is shorter than one sequence.
     """
+    return math.exp(fmean(sequence_losses(model, ids, length, batch)))
+
+
+def sequence_losses(model: PreTrainedModel, ids: Sequence[int], length: int = SEQUENCE, batch: int = 4) -> list[float]:
+    """Per sequence of `length` tokens the mean negative log likelihood of all but its first; arguments as above."""
     if len(ids) < length:
         raise ConfigError(f"A text of {len(ids)} tokens holds no sequence of {length}.", "Give a longer one.")
     rows = torch.tensor(ids[: len(ids) // length * length]).reshape(-1, length)
     device = model.get_input_embeddings().weight.device
-    total = 0.0
+    losses: list[float] = []
     with borrowed(model), torch.no_grad():
         for part in rows.to(device).split(batch):
             logits = model(input_ids=part, use_cache=False).logits[:, :-1].float()
-            total += float(F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum"))
-    return math.exp(total / (rows.numel() - rows.shape[0]))
+            every = F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="none")
+            losses += every.view(len(part), -1).double().mean(dim=1).tolist()
+    return losses
 
 
 def log_probs(model: PreTrainedModel, text: Encoded) -> Tensor:

@@ -22,10 +22,7 @@ class Hop:
 
     def given(self, facts: str) -> Hop:
         """The same question with facts told in front of it: what reading them would be worth."""
-        if isinstance(self.prompt, str):
-            return replace(self, prompt=f"{facts}\n{self.prompt}")
-        *before, last = self.prompt
-        return replace(self, prompt=(*before, replace(last, content=f"{facts}\n{last.content}")))
+        return replace(self, prompt=preceded(self.prompt, facts))
 
 
 @dataclass(frozen=True)
@@ -42,3 +39,11 @@ def replies(
     """Greedy answers with a natural stop, cut at `max_new_tokens`, in order."""
     said = greedy_answers(model, prompts, [hop.prompt for hop in hops], max_new_tokens, batch)
     return [Reply(answer, mentions(answer, hop.accepted)) for answer, hop in zip(said, hops, strict=True)]
+
+
+def preceded(prompt: Prompt, text: str) -> Prompt:
+    """A question with text in front of it."""
+    if isinstance(prompt, str):
+        return f"{text}\n{prompt}"
+    *before, last = prompt
+    return (*before, replace(last, content=f"{text}\n{last.content}"))

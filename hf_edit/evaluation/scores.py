@@ -2,14 +2,64 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import takewhile
+from typing import Any
+
+from hf_edit.evaluation.extras import needed
+from hf_edit.evaluation.matching import normalised
+
 
 def exact(answer: str, target: str) -> bool:
     """The same text, but for white space around it."""
     return answer.strip() == target.strip()
 
 
+def normalised_exact(answer: str, accepted: Iterable[str]) -> bool:
+    """One of the accepted answers, whatever its case, punctuation and articles."""
+    said = normalised(answer)
+    return any(said == normalised(one) if normalised(one) else exact(answer, one) for one in accepted)
+
+
+def contains(answer: str, accepted: Iterable[str]) -> bool:
+    """One of the accepted answers stands, as whole words, anywhere in the answer."""
+    said = f" {normalised(answer)} "
+    return any(f" {words} " in said for words in map(normalised, accepted) if words)
+
+
+def token_f1(answer: str, accepted: Iterable[str]) -> float:
+    """The largest F1 over normalised words, counted as often as they stand there, with one of the accepted answers."""
+    return max((_f1(normalised(answer).split(), normalised(one).split()) for one in accepted), default=0.0)
+
+
+def common_prefix(ids: Sequence[int], other: Sequence[int]) -> int:
+    """With how many equal tokens two texts begin."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, other, strict=False)))
+
+
 def rouge_l(answer: str, target: str) -> float:
     """ROUGE-L F1 over words (package rouge-score, no stemming)."""
-    from rouge_score.rouge_scorer import RougeScorer
+    return float(_rouge_scorer().score(target, answer)["rougeL"].fmeasure)
 
-    return float(RougeScorer(["rougeL"]).score(target, answer)["rougeL"].fmeasure)
+
+def bleu(answer: str, target: str) -> float:
+    """Sentence BLEU over tokens, 0 to 1 (package sacrebleu: tokenizer 13a, exponential smoothing, effective order)."""
+    return float(_bleu().sentence_score(answer, [target]).score) / 100
+
+
+@cache
+def _rouge_scorer() -> Any:
+    scorer = needed("rouge_score.rouge_scorer", "rouge-score", "evaluation")
+    return scorer.RougeScorer(["rougeL"])
+
+
+@cache
+def _bleu() -> Any:
+    return needed("sacrebleu.metrics", "sacrebleu", "evaluation").BLEU(effective_order=True)
+
+
+def _f1(said: Sequence[str], wanted: Sequence[str]) -> float:
+    shared = sum((Counter(said) & Counter(wanted)).values())
+    return 2 * shared / (len(said) + len(wanted)) if shared else 0.0

@@ -18,7 +18,15 @@ T = TypeVar("T")
 MAX_DEPTH = 200
 """Brackets inside brackets, far below what Python's own recursion can write and copy."""
 _REMEDY = "The file is damaged or was not written by hf_edit: get it anew from where it was published."
-_NAMES = {bool: "true or false", dict: "an object", int: "an integer", list: "a list", NoneType: "null", str: "a text"}
+_NAMES = {
+    bool: "true or false",
+    dict: "an object",
+    float: "a number with a fraction",
+    int: "an integer",
+    list: "a list",
+    NoneType: "null",
+    str: "a text",
+}
 
 
 def dumps(value: Any) -> bytes:
@@ -106,4 +114,4 @@ def _of_type(cls: type[T], value: Any, where: str) -> T:
 
 
 def _kind(value: Any) -> str:
-    return "a number with a fraction" if isinstance(value, float) else _NAMES[type(value)]
+    return _NAMES[type(value)]

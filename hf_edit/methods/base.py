@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -44,11 +44,14 @@ class EditResult:
         source: per edit, what the deltas were solved from; None where no solve was made and the deltas say all.
         receipt: per edit, figures worth keeping (final loss, target norm, ...): JSON values, no times, so that the
             same inputs give the same bytes.
+        settings: what a pack's manifest says in place of settings of that name, where their own values are good on
+            this machine only.
     """
 
     deltas: Mapping[str, LowRankDelta]
     source: EditSource | None
     receipt: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Preservation(Protocol):

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -22,7 +21,8 @@ from transformers.pytorch_utils import Conv1D
 from hf_edit.errors import ComputationError, UnsupportedModelError
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.families import Family
-from hf_edit.models.finder import find_family, linear_shape
+from hf_edit.models.finder import edited_path, find_family
+from hf_edit.models.forward import run
 from hf_edit.models.hooks import (
     adding,
     entering,
@@ -34,6 +34,11 @@ from hf_edit.models.hooks import (
     side_path,
     tensor_of,
 )
+from hf_edit.models.prefix import Prefix, States, Tokens
+from hf_edit.models.shapes import base_of, linear_shape, linears_of
+from hf_edit.models.stream import Layout
+from hf_edit.models.trace import Trace
+from hf_edit.models.trial import arrives, keeps_states, skips_blocks
 from hf_edit.solvers.low_rank import LowRankDelta
 
 
@@ -57,35 +62,6 @@ class EditableLinear:
     transposed: bool
 
 
-@dataclass(frozen=True, eq=False)
-class Trace:
-    """What a forward pass left behind. All tensors are (B, T, width).
-
-    Args:
-        inputs: linear name -> its inputs (the keys).
-        outputs: linear name -> its outputs.
-        entering: block index -> residual stream before the block.
-        leaving: block index -> residual stream after the block.
-    """
-
-    inputs: dict[str, Tensor] = field(default_factory=dict)
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-    entering: dict[int, Tensor] = field(default_factory=dict)
-    leaving: dict[int, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class Prefix:
-    """Attention keys and values of tokens already run, of the blocks from `first` on: per block two (B, H, P, d_h)."""
-
-    first: int
-    states: tuple[tuple[Tensor, Tensor], ...]
-
-    @property
-    def length(self) -> int:
-        return self.states[0][0].shape[-2]
-
-
 class EditableModel:
     """A view on a causal language model of transformers, plain or inside a `PeftModel`.
 
@@ -100,8 +76,9 @@ class EditableModel:
         self.model = model
         self.family = family
         self.blocks: list[nn.Module] = list(model.get_submodule(family.blocks))  # type: ignore[arg-type]
-        self.linears = [self._linear(layer, family.mlp_out) for layer in range(len(self.blocks))]
-        self._arity = self._output_arities()
+        self.linears = [self._linear(layer, edited_path(model, family, layer)) for layer in range(len(self.blocks))]
+        self._arity: dict[type, int | None] = {}
+        self._stream = self._look_at_blocks()
 
     @classmethod
     def of(cls, model: nn.Module) -> EditableModel:
@@ -118,23 +95,14 @@ class EditableModel:
 
     def _linear(self, layer: int, path: str) -> EditableLinear:
         module = self.blocks[layer].get_submodule(path)
-        base = _base(module)
+        base = base_of(module)
         d_out, d_in = linear_shape(base)
         name = f"{self.family.blocks}.{layer}.{path}"
         return EditableLinear(name, layer, module, d_out, d_in, isinstance(base, Conv1D))
 
     def block_linears(self, layer: int) -> list[EditableLinear]:
         """Every linear map of one block, attention and MLP, in the order of its modules."""
-        wrapped: list[str] = []  # what an adapter layer holds is the adapter's, not the base's
-        found: list[EditableLinear] = []
-        for path, module in self.blocks[layer].named_modules():
-            if path.startswith(tuple(f"{outer}." for outer in wrapped)):
-                continue
-            if isinstance(module, BaseTunerLayer):
-                wrapped.append(path)
-            if isinstance(_base(module), (nn.Linear, Conv1D)):
-                found.append(self._linear(layer, path))
-        return found
+        return [self._linear(layer, path) for path, _ in linears_of(self.blocks[layer])]
 
     def linears_named(self, names: Collection[str]) -> list[EditableLinear]:
         """The linear maps of the blocks with these full module names, in the order of the blocks."""
@@ -203,11 +171,17 @@ class EditableModel:
             for linear in outputs:
                 stack.enter_context(reading_output(linear.module, trace.outputs, linear.name, batch))
             for layer in entering:
-                stack.enter_context(reading_input(self.blocks[layer], trace.entering, layer, batch))
+                stack.enter_context(reading_input(self.blocks[layer], trace.entering, layer, batch, self._stream))
             for layer in leaving:
-                stack.enter_context(reading_output(self.blocks[layer], trace.leaving, layer, batch))
+                stack.enter_context(reading_output(self.blocks[layer], trace.leaving, layer, batch, self._stream))
             stack.enter_context(self._running(start, last))
-            self.model(input_ids=ids, attention_mask=_or_ones(mask, ids), use_cache=False, logits_to_keep=1)
+            run(self.model, ids, mask, logits_to_keep=1)
+        wanted = ((trace.inputs, [x.name for x in inputs]), (trace.outputs, [x.name for x in outputs]))
+        silent = [name for kept, names in wanted for name in names if name not in kept]
+        if silent:
+            raise UnsupportedModelError(
+                f"A text does not run through {silent[0]} of {type(self.model).__name__}.", "Choose other layers."
+            )
         return trace
 
     def logits(
@@ -247,6 +221,12 @@ class EditableModel:
             start, shift, prefix: as for `logits`.
             mask: (B, P + T), 0 where a prefix of P tokens is padded, on its left; by default it is not.
         """
+        if isinstance(prefix, Tokens):
+            whole = self._behind(prefix, ids, start, shift, mask)
+            order = whole.order()
+            before = where.new_zeros(where.shape[0], prefix.length)
+            where = torch.cat([before, where], dim=1).gather(1, order.argsort(dim=1))
+            ids, start, shift, prefix, mask = *_parts(whole.placed(order)), None, None
         head = self.model.get_output_embeddings()
         with hook(head.register_forward_pre_hook(lambda _, args: (args[0][where][None], *args[1:]))):
             return self._run(ids, start, shift, prefix, keep=0, mask=mask)[0][0]
@@ -273,13 +253,23 @@ class EditableModel:
             keep = self.blocks[layer].register_forward_hook(lambda _, __, output: left.append(tensor_of(output)))
             stack.enter_context(hook(keep))
             stack.enter_context(self._running({layer: states}, layer))
-            self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1)
-        return left[0].reshape(states.shape)
+            run(self.model, ids, logits_to_keep=1)
+        return self._stream.side_by_side(left[0]).reshape(states.shape)
+
+    @cached_property
+    def keeps_states(self) -> bool:
+        """Whether the attention states of a prefix say all that the blocks know of it.
+
+        False where blocks keep other things too: recurrent states, convolutions, keys of other blocks.
+        """
+        return self.skips_blocks and keeps_states(self)
 
     def no_prefix(self, first: int) -> Prefix:
         """A prefix of no tokens for the blocks from `first` on."""
-        empty = torch.zeros(1, 1, 0, 1, device=self.device, dtype=self.dtype)
-        return Prefix(first, ((empty, empty),) * (self.n_layers - first))
+        if self.keeps_states:
+            return States.none(first, self.n_layers, self._like)
+        ids = torch.zeros((1, 0), dtype=torch.long, device=self.device)
+        return Tokens(first, ids, ids)
 
     @torch.no_grad()
     def extended(
@@ -292,9 +282,22 @@ class EditableModel:
         mask: Tensor | None = None,
     ) -> Prefix:
         """The prefix followed by `ids`; arguments as for `logits_at`."""
+        if isinstance(prefix, Tokens):
+            return self._behind(prefix, ids, start, shift, mask)
         cache = self._run(ids, start, shift, prefix, keep=1, mask=mask)[1]
         assert cache is not None
-        return Prefix(prefix.first, tuple((layer.keys, layer.values) for layer in cache.layers[prefix.first :]))
+        return States(prefix.first, tuple((layer.keys, layer.values) for layer in cache.layers[prefix.first :]))
+
+    def _behind(
+        self,
+        prefix: Tokens[EditableLinear],
+        ids: Tensor,
+        start: Mapping[int, Tensor] | None,
+        shift: tuple[EditableLinear, Tensor] | None,
+        mask: Tensor | None,
+    ) -> Tokens[EditableLinear]:
+        own = torch.ones_like(ids) if mask is None else mask[:, prefix.length :]
+        return prefix.followed_by(ids, own, next(iter(start.values())) if start else None, shift)
 
     def _run(
         self,
@@ -305,25 +308,34 @@ class EditableModel:
         keep: int,
         mask: Tensor | None = None,
     ) -> tuple[Tensor, DynamicCache | None]:
-        """Logits of the last `keep` tokens (0: all), and the filled cache if a prefix was given."""
-        arguments: dict[str, Any] = {"use_cache": False, "attention_mask": torch.ones_like(ids)}
+        """Logits of the last `keep` tokens (0: all), and the filled cache if a prefix of states was given."""
+        if isinstance(prefix, Tokens):
+            whole = self._behind(prefix, ids, start, shift, mask)
+            order = whole.order()
+            logits = self._run(*_parts(whole.placed(order)), None, keep=0)[0]
+            at = order[:, prefix.length :].to(logits.device)
+            return logits.gather(1, at[..., None].expand(-1, -1, logits.shape[2]))[:, -keep:], None
+        arguments: dict[str, Any] = {}
         cache = None
-        if prefix is not None:
-            cache = _as_cache(prefix, ids.shape[0], self.device, self.dtype)
+        if isinstance(prefix, States):
+            cache = prefix.as_cache(ids.shape[0], self._like)
             if mask is None:
                 mask = ids.new_ones(ids.shape[0], prefix.length + ids.shape[1])
-            arguments = {
-                "use_cache": True,
-                "past_key_values": cache,
-                "position_ids": (mask.cumsum(dim=1) - 1).clamp_min(0)[:, prefix.length :],
-                "attention_mask": mask,
-            }
+            positions = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, prefix.length :]
+            arguments = {"use_cache": True, "past_key_values": cache, "position_ids": positions}
+        else:
+            mask = None  # padding stands behind the text, where no token sees it
         with ExitStack() as stack:
             if shift is not None:
                 stack.enter_context(adding(shift[0].module, shift[1]))
             stack.enter_context(self._running(start, self.n_layers - 1))
-            out = self.model(input_ids=ids, logits_to_keep=keep, **arguments)
+            out = run(self.model, ids, mask, logits_to_keep=keep, **arguments)
         return out.logits, cache
+
+    @property
+    def _like(self) -> Tensor:
+        """An empty tensor on the model's device and in its dtype."""
+        return torch.empty(0, device=self.device, dtype=self.dtype)
 
     @contextmanager
     def updated(self, deltas: Mapping[str, LowRankDelta | Tensor]) -> Iterator[None]:
@@ -380,22 +392,18 @@ class EditableModel:
 
     @cached_property
     def writes_residual(self) -> bool:
-        """Whether a change of an MLP output map's output arrives unchanged in the residual stream.
+        """Whether a change of an edited map's output arrives unchanged in the residual stream, in every block.
 
-        False where a norm stands between (Gemma 2 and 3). Found by trying, so that no table has to know.
+        False where a norm stands between (Gemma 2 and 3), or the MLP behind an edited attention map reads the change.
         """
-        linear = self.linears[0]
-        ids = torch.arange(1, 5, device=self.device)[None]
-        plain = self.trace(ids, leaving=[0], outputs=[linear])
-        before, size = plain.leaving[0], plain.outputs[linear.name].abs().mean()
-        direction = torch.linspace(-1, 1, linear.d_out, device=before.device, dtype=before.dtype).expand_as(before)
-        for scale in (1, 8):  # a norm may happen to return one of them unchanged, never both
-            shift = scale * size * direction
-            with adding(linear.module, shift):
-                after = self.trace(ids, leaving=[0]).leaving[0]
-            if (after - before - shift).abs().max() > 0.05 * shift.abs().max():
-                return False
-        return True
+        kinds = {linear.name.split(f".{linear.layer}.", 1)[1]: linear for linear in reversed(self.linears)}
+        return all(arrives(self, linear) for linear in kinds.values())
+
+    @cached_property
+    def skips_blocks(self) -> bool:
+        """Whether blocks can be left out: not where later ones need more of them than the residual stream."""
+        self.skips_blocks = True  # while it is tried
+        return skips_blocks(self)
 
     # ---- running only some blocks ------------------------------------------------------------------------------
 
@@ -405,24 +413,30 @@ class EditableModel:
         first, states = next(iter(start.items())) if start else (0, None)
         with ExitStack() as stack:
             for index, block in enumerate(self.blocks):
-                if not first <= index <= last:
+                if not first <= index <= last and self.skips_blocks:
                     stack.enter_context(passed_through(block, self._arity[type(block)]))
             if states is not None:
-                stack.enter_context(entering(self.blocks[first], states))
+                stack.enter_context(entering(self.blocks[first], self._stream.native(states)))
             yield
 
-    def _output_arities(self) -> dict[type, int | None]:
-        """Per class of block the length of the tuple that it returns, None where it returns a bare tensor."""
-        ids = torch.zeros((1, 1), dtype=torch.long, device=self.device)
-        seen: dict[type, int | None] = {}
+    def _look_at_blocks(self) -> Layout:
+        """Run two rows of three tokens and see in which form the blocks take and return the residual stream.
 
-        def note(module: nn.Module, _: Any, output: Any) -> None:
-            seen[type(module)] = len(output) if isinstance(output, tuple) else None
+        Per class of block, `_arity` gets the length of the tuple that it returns, None where it is a bare tensor.
+        """
+        ids = torch.zeros((2, 3), dtype=torch.long, device=self.device)
+        shapes: dict[int, tuple[int, ...]] = {}
+        handles = []
 
-        handles = [block.register_forward_hook(note) for block in self.blocks]
+        def note(layer: int, module: nn.Module, output: Any) -> None:
+            self._arity[type(module)] = len(output) if isinstance(output, (tuple, list)) else None
+            shapes[layer] = tuple(tensor_of(output).shape)
+
+        for layer, block in enumerate(self.blocks):
+            handles.append(block.register_forward_hook(lambda module, _, out, layer=layer: note(layer, module, out)))
         try:
             with torch.no_grad():
-                out = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+                out = run(self.model, ids)
         finally:
             for handle in handles:
                 handle.remove()
@@ -431,31 +445,15 @@ class EditableModel:
                 f"The logits of {type(self.model).__name__} are not finite.",
                 "Load it in float32 or bfloat16; if that does not help, its weights are damaged.",
             )
-        return seen
+        return Layout.seen(type(self.model).__name__, shapes.values(), (ids.shape[0], ids.shape[1]))
 
 
-def _or_ones(mask: Tensor | None, ids: Tensor) -> Tensor:
-    return torch.ones_like(ids) if mask is None else mask
-
-
-def _base(module: nn.Module) -> nn.Module:
-    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-
-
-def _as_cache(prefix: Prefix, batch: int, device: torch.device, dtype: torch.dtype) -> DynamicCache:
-    """The prefix as transformers' cache. Blocks that are passed through get a stand-in of the right length.
-
-    Without a config every layer of the cache is a full one, also for sliding windows: the model's masks then cut
-    the window themselves, and no state is dropped that a later, shorter chunk would need.
-    """
-    cache = DynamicCache()
-    stand_in = torch.zeros(batch, 1, prefix.length, 1, device=device, dtype=dtype)
-    for index in range(prefix.first):
-        cache.update(stand_in, stand_in, index)
-    if prefix.length:
-        for index, (keys, values) in enumerate(prefix.states, start=prefix.first):
-            cache.update(keys, values, index)
-    return cache
+def _parts(
+    text: Tokens[EditableLinear],
+) -> tuple[Tensor, dict[int, Tensor] | None, tuple[EditableLinear, Tensor] | None]:
+    """Ids, start and shift of a run over that text, from its first token on."""
+    start = None if text.entering is None else {text.first: text.entering}
+    return text.ids, start, text.shift
 
 
 def check_finite(tensor: Tensor, what: str) -> None:

@@ -22,16 +22,18 @@ class Family:
     Args:
         name: `model_type` of the config, or "structural" for one that was found by its structure.
         blocks: path of the list of decoder blocks inside the model.
-        mlp_out: path, inside a block, of the linear map that writes the MLP's result.
+        mlp_out: paths, inside a block, of the linear maps that write to the residual stream, in order of preference:
+            of each block the first that it has is edited.
     """
 
     name: str
     blocks: str
-    mlp_out: str
+    mlp_out: tuple[str, ...]
 
 
 @cache
 def families() -> MappingProxyType[str, Family]:
     """The table, `model_type` -> `Family`."""
     text = resources.files("hf_edit.models").joinpath("families.toml").read_text(encoding="utf-8")
-    return MappingProxyType({name: Family(name, **entry) for name, entry in tomllib.loads(text).items()})
+    table = tomllib.loads(text)
+    return MappingProxyType({name: Family(name, x["blocks"], tuple(x["mlp_out"])) for name, x in table.items()})

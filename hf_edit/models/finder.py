@@ -2,93 +2,180 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from hf_edit.errors import UnsupportedModelError
 from hf_edit.models.families import Family, families
+from hf_edit.models.forward import run
+from hf_edit.models.reach import Reach
+from hf_edit.models.shapes import base_of, linear_shape, linears_of
+
+
+DEPTHS = ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "num_layers", "num_blocks")
+"""Fields of configurations that say how many decoder blocks there are; of encoder-decoder ones the first are right."""
 
 
 def find_family(model: PreTrainedModel) -> Family:
     """The table's entry for the model, or one read off its structure.
 
     Raises:
-        UnsupportedModelError: no stack of decoder blocks, or no MLP output map in them.
+        UnsupportedModelError: no stack of decoder blocks, or no linear in one of them that an edit can change.
     """
     known = families().get(model.config.model_type)
     if known is not None and _has(model, known):
         return known
     blocks = _find_blocks(model)
-    return Family("structural", blocks, _find_mlp_out(model, blocks))
+    return Family("structural", blocks, _find_writers(model, blocks))
+
+
+def edited_path(model: PreTrainedModel, family: Family, layer: int) -> str:
+    """Path inside that block of the linear map that is edited there."""
+    path = _first(_blocks(model, family.blocks)[layer], family.mlp_out)
+    if path is None:
+        raise UnsupportedModelError(
+            f"Block {layer} of {type(model).__name__} has none of {', '.join(family.mlp_out)}.",
+            f"Add the map to change there to hf_edit/models/families.toml under [{model.config.model_type}].",
+        )
+    return path
 
 
 def _has(model: PreTrainedModel, family: Family) -> bool:
+    return _has_module(model, family.blocks) and all(
+        _first(block, family.mlp_out) for block in _blocks(model, family.blocks)
+    )
+
+
+def _blocks(model: PreTrainedModel, path: str) -> list[nn.Module]:
+    return list(model.get_submodule(path))  # type: ignore[arg-type]
+
+
+def _first(block: nn.Module, paths: Iterable[str]) -> str | None:
+    """The first of the paths that the block has."""
+    return next((path for path in paths if _has_module(block, path)), None)
+
+
+def _has_module(parent: nn.Module, path: str) -> bool:
+    """Whether there is a module of that path."""
     try:
-        model.get_submodule(f"{family.blocks}.0.{family.mlp_out}")
+        parent.get_submodule(path)
     except AttributeError:
         return False
     return True
 
 
 def _find_blocks(model: PreTrainedModel) -> str:
-    """Path of the list of as many modules of one class as the config has layers; the largest if there are several."""
-    depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
-    stacks = [
-        (sum(p.numel() for p in module.parameters()), name)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth and len({type(m) for m in module}) == 1
-    ]
-    if not stacks:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no list of {depth} equal decoder blocks, as config.num_hidden_layers says.",
-            f"Add its paths to hf_edit/models/families.toml under [{model.config.model_type}].",
-        )
-    return max(stacks)[1]
+    """Path of the list of as many modules as the config has layers; the largest if a text runs through several."""
+    config = model.config.get_text_config(decoder=True)
+    depths = [depth for name in DEPTHS if isinstance(depth := getattr(config, name, None), int)]
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    ran = _modules_run(model, [module[0] for _, module in lists if len(module)])
+    for depth in depths:
+        stacks = [
+            (sum(p.numel() for p in m.parameters()), name) for name, m in lists if len(m) == depth > 0 and m[0] in ran
+        ]
+        if stacks:
+            return max(stacks)[1]
+    raise UnsupportedModelError(
+        f"{type(model).__name__} has no list of {' or '.join(map(str, depths)) or None} decoder blocks, as its config "
+        "says.",
+        f"Add its paths to hf_edit/models/families.toml under [{model.config.model_type}].",
+    )
 
 
-def _find_mlp_out(model: PreTrainedModel, blocks: str) -> str:
-    """Path inside a block of the linear that runs last and writes to the residual stream's width.
-
-    In every decoder block the MLP closes the block or runs after the attention, so its last linear is that one.
-    """
-    width = model.config.get_text_config(decoder=True).hidden_size
-    ran: list[str] = []
-    block = model.get_submodule(f"{blocks}.0")
-    handles = [
-        module.register_forward_hook(lambda *_, name=name: ran.append(name))
-        for name, module in block.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and linear_shape(module)[0] == width
-    ]
+def _modules_run(model: PreTrainedModel, modules: Iterable[nn.Module]) -> set[nn.Module]:
+    """Which of the modules a text runs through; a vision tower's, for one, it does not."""
+    ran: set[nn.Module] = set()
+    handles = [module.register_forward_pre_hook(lambda module, _: ran.add(module)) for module in modules]
     try:
         with torch.no_grad():
-            device = next(model.parameters()).device
-            ids = torch.zeros((1, 2), dtype=torch.long, device=device)
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            run(model, _short_text(model))
     finally:
         for handle in handles:
             handle.remove()
-    if not ran:
-        raise UnsupportedModelError(
-            f"A block of {type(model).__name__} runs no nn.Linear or Conv1D with {width} outputs, so there is nothing "
-            "that hf_edit can change (experts fused into one parameter, or an unknown kind of linear).",
-            f"Add its paths to hf_edit/models/families.toml under [{model.config.model_type}] if there is one.",
-        )
-    return ran[-1]
+    return ran
 
 
-def linear_shape(module: nn.Module) -> tuple[int, int]:
-    """(d_out, d_in) of a linear map, whichever way it stores its weight.
+def _short_text(model: PreTrainedModel) -> Tensor:
+    """Ids (2, 8), all different, so that tokens are routed to different experts."""
+    return torch.arange(16, device=model.get_input_embeddings().weight.device).reshape(2, 8)
 
-    Raises:
-        UnsupportedModelError: it is of another kind, such as a quantiser's own.
+
+def _find_writers(model: PreTrainedModel, blocks: str) -> tuple[str, ...]:
+    """Paths inside a block of the linears that can be edited, best first; every block has one.
+
+    What writes to the residual stream last: in every decoder block the MLP closes the block or runs after the
+    attention, so its last linear is the one that writes its result. Experts see only some of the tokens, and fused
+    ones are no linears; then the last is the shared expert's, or the attention's. Where no such map can be had (state
+    space models), what reads from the stream.
     """
-    if isinstance(module, Conv1D):
-        return module.nf, module.nx
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    raise UnsupportedModelError(
-        f"{type(module).__name__} is neither nn.Linear nor Conv1D, so hf_edit cannot change it.",
-        "Load the model unquantised, in float32, bfloat16 or float16.",
-    )
+    reach, reached = Reach(model), {}
+    chosen: dict[int, str] = {}
+    behind: dict[str, int] = {}  # path -> how many better ones its blocks have, at most
+    ran = _linears_run(model, blocks)
+    for layer, block in ran.items():
+        for place, path in enumerate(block.by_preference()):
+            behind[path] = max(behind.get(path, 0), place)
+            if path not in reached:
+                reached[path] = reach.reaches(f"{blocks}.{layer}.{path}")
+            if reached[path]:
+                chosen.setdefault(layer, path)
+    paths = tuple(sorted(set(chosen.values()), key=lambda path: (behind[path], path)))
+    lacking = next((layer for layer, block in enumerate(_blocks(model, blocks)) if not _first(block, paths)), None)
+    if lacking is not None:
+        refused = ran[lacking].by_preference()
+        raise UnsupportedModelError(
+            f"Block {lacking} of {type(model).__name__} has no linear map that an edit can change: "
+            + (f"PEFT puts no adapter around {' or '.join(refused)}." if refused else _NO_LINEAR),
+            f"If it has one, add it to hf_edit/models/families.toml under [{model.config.model_type}].",
+        )
+    return paths
+
+
+_NO_LINEAR = (
+    "no nn.Linear or Conv1D in it reads or writes the residual stream at every token (experts fused into one "
+    "parameter, or an unknown kind of linear)."
+)
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """Paths of the linears of a block that saw every token, in the order in which they ran."""
+
+    writers: list[str]
+    readers: list[str]
+
+    def by_preference(self) -> list[str]:
+        return [*reversed(self.writers), *(path for path in reversed(self.readers) if path not in self.writers)]
+
+
+def _linears_run(model: PreTrainedModel, blocks: str) -> dict[int, _Ran]:
+    """Block -> its linears as a short text runs."""
+    width = model.config.get_text_config(decoder=True).hidden_size
+    ids = _short_text(model)
+    ran: dict[int, _Ran] = {}
+    handles = []
+
+    def note(into: _Ran, path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        d_out, d_in = linear_shape(base_of(module))
+        if args and args[0].numel() == ids.numel() * d_in:
+            into.writers.extend([path] * (d_out == width))
+            into.readers.extend([path] * (d_in == width))
+
+    for layer, block in enumerate(_blocks(model, blocks)):
+        ran[layer] = _Ran([], [])
+        for path, module in linears_of(block):
+            handles.append(module.register_forward_pre_hook(partial(note, ran[layer], path)))
+    try:
+        with torch.no_grad():
+            run(model, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ran

@@ -44,6 +44,7 @@ def matches(recorded: Mapping[str, Any], tensor: Tensor) -> bool:
     Raises:
         UnsupportedModelError: as `tensor_digests`.
     """
+    _check_readable(tensor)  # quantised codes have shapes of their own
     if list(tensor.shape) != list(recorded["shape"]):
         return False
     name = _coarser(recorded["dtype"], dtype_name(tensor.dtype))
@@ -77,6 +78,7 @@ def model_fingerprint(model: nn.Module) -> str:
     )
     for name, parameter in sorted(parameters, key=lambda entry: entry[0]):
         sha.update(f"{name}\0{list(parameter.shape)}\0{dtype_name(parameter.dtype)}\0".encode())
+        _check_readable(parameter)
         values = parameter.detach().reshape(-1)
         stride = max(1, -(-values.numel() // _SAMPLE))
         sha.update(_digest(values[::stride], torch.float32).encode())
@@ -123,18 +125,27 @@ def _coarser(first: str, second: str) -> str:
     return "float32"
 
 
-def _digest(tensor: Tensor, dtype: torch.dtype) -> str:
+def is_quantised(tensor: Tensor) -> bool:
+    """Whether it holds codes instead of weights: integers, or a class of tensor that a library made."""
+    return tensor.dtype not in _WEIGHT_DTYPES or type(tensor.detach()) is not Tensor
+
+
+def _check_readable(tensor: Tensor) -> None:
     if tensor.is_meta:
         raise UnsupportedModelError(
             f"A parameter of shape {tuple(tensor.shape)} has no values (meta device).",
             "Load the model fully into memory, without offloading to disk.",
         )
-    if tensor.dtype not in _WEIGHT_DTYPES:
+    if is_quantised(tensor):
         raise UnsupportedModelError(
             f"A parameter of shape {tuple(tensor.shape)} and dtype {dtype_name(tensor.dtype)} holds quantised codes, "
             "not weights.",
             "Load the model unquantised, in float32, bfloat16 or float16.",
         )
+
+
+def _digest(tensor: Tensor, dtype: torch.dtype) -> str:
+    _check_readable(tensor)
     sha = hashlib.sha256()
     for chunk in tensor.detach().reshape(-1).split(_CHUNK):
         integers = chunk.to(dtype).cpu().contiguous().view(_AS_INTEGER[dtype]).numpy()

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+
+from hf_edit.models.forward import run
+from hf_edit.models.trial import carries_context
 
 
 Choice = Callable[[Tensor], Tensor]
@@ -51,31 +56,90 @@ def continuations(
     Returns:
         Per row at most `max_new_tokens` ids; fewer exactly where the model stopped by itself.
     """
-    device = model.get_input_embeddings().weight.device
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     written: list[list[int]] = [[] for _ in rows]
-    running, cache = list(range(len(rows))), None
+    reader = (_Cached if _can_cache(model) else _Anew)(model, rows)
+    running = list(range(len(rows)))
     for _ in range(max_new_tokens):
-        out = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp_min(0)[:, -ids.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        tokens, cache = choose(out.logits[:, -1]), out.past_key_values
+        tokens = choose(reader.logits())
         going = [i for i, token in enumerate(tokens.tolist()) if token not in stop_ids]
         for i in going:
             written[running[i]].append(int(tokens[i]))
         if not going:
             break
         if len(going) < len(running):
-            kept = torch.tensor(going)  # on the CPU: the cache may lie on several devices
-            cache.batch_select_indices(kept)
-            tokens, mask, running = tokens[kept], mask[kept], [running[i] for i in going]
-        ids = tokens[:, None]
-        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+            running = [running[i] for i in going]
+        reader.follow(tokens, going)
     return written
+
+
+class _Cached:
+    """Rows padded on the left, of which only the last tokens run, behind the model's own cache."""
+
+    def __init__(self, model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> None:
+        self.model = model
+        self.cache: Any = None
+        device, width = model.get_input_embeddings().weight.device, max(map(len, rows))
+        self.ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
+        self.mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+
+    def logits(self) -> Tensor:
+        """(B, V) behind each row."""
+        out = run(
+            self.model,
+            self.ids,
+            self.mask,
+            position_ids=(self.mask.cumsum(dim=1) - 1).clamp_min(0)[:, -self.ids.shape[1] :],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.cache = out.past_key_values
+        return out.logits[:, -1]
+
+    def follow(self, tokens: Tensor, kept: list[int]) -> None:
+        """Append `tokens` (B,), then keep some of the rows."""
+        if len(kept) < len(tokens):
+            rows = torch.tensor(kept)  # on the CPU: the cache may lie on several devices
+            self.cache.batch_select_indices(rows)
+            tokens, self.mask = tokens[rows], self.mask[rows]
+        self.ids = tokens[:, None]
+        self.mask = torch.cat([self.mask, torch.ones_like(self.ids)], dim=1)
+
+
+class _Anew:
+    """Rows padded on the right, where no token sees it, run as a whole for every token."""
+
+    def __init__(self, model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> None:
+        self.model, self.rows = model, [list(row) for row in rows]
+
+    def logits(self) -> Tensor:
+        """(B, V) behind each row."""
+        device, width = self.model.get_input_embeddings().weight.device, max(map(len, self.rows))
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in self.rows], device=device)
+        logits = run(self.model, ids).logits
+        last = torch.tensor([len(row) - 1 for row in self.rows], device=logits.device)
+        return logits[torch.arange(len(last), device=logits.device), last]
+
+    def follow(self, tokens: Tensor, kept: list[int]) -> None:
+        """Append `tokens` (B,), then keep some of the rows."""
+        self.rows = [[*self.rows[i], int(tokens[i])] for i in kept]
+
+
+_CACHING: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def _can_cache(model: PreTrainedModel) -> bool:
+    """Whether rows behind the model's cache are continued as they are without; found by trying, once per model."""
+    if model not in _CACHING:
+        rows = [[1, 2, 3, 4, 5, 6], [2, 3, 4], [3, 4, 5, 6]]
+        added = torch.tensor([7, 8, 9])
+
+        def attempt() -> tuple[Tensor, Tensor, Tensor]:
+            found, plain, forgotten = _Cached(model, rows), _Anew(model, rows), _Anew(model, [[7], [9]])
+            for reader in (found, plain):
+                reader.logits()
+                reader.follow(added, [0, 2])
+            return found.logits(), plain.logits(), forgotten.logits()
+
+        _CACHING[model] = carries_context(attempt)
+    return _CACHING[model]

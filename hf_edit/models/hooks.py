@@ -9,22 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_edit.models.stream import Layout
 from hf_edit.solvers.low_rank import LowRankDelta
 
 
 def tensor_of(output: Any) -> Tensor:
-    """The tensor of what a module returns, bare or first in a tuple."""
-    return output[0] if isinstance(output, tuple) else output
+    """The tensor of what a module returns, bare or first in a tuple or list."""
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 def with_first(output: Any, value: Tensor) -> Any:
     """The same output with another tensor."""
-    return (value, *output[1:]) if isinstance(output, tuple) else value
+    return (value, *output[1:]) if isinstance(output, (tuple, list)) else value
 
 
-def _shaped(tensor: Tensor, batch: tuple[int, ...]) -> Tensor:
+def _shaped(tensor: Tensor, batch: tuple[int, ...], layout: Layout | None) -> Tensor:
     """(B, T, width), also where a model flattens batch and time for its linears."""
-    return tensor.detach().reshape(*batch, tensor.shape[-1])
+    tensor = tensor.detach()
+    return tensor.reshape(*batch, tensor.shape[-1]) if layout is None else layout.side_by_side(tensor)
 
 
 @contextmanager
@@ -36,20 +38,24 @@ def hook(handle: Any) -> Iterator[None]:
         handle.remove()
 
 
-def reading_input(module: nn.Module, into: dict[Any, Tensor], key: Any, batch: tuple[int, ...]) -> Any:
-    """Keep what enters a module."""
+def reading_input(
+    module: nn.Module, into: dict[Any, Tensor], key: Any, batch: tuple[int, ...], layout: Layout | None = None
+) -> Any:
+    """Keep what enters a linear, or a block whose residual stream has that layout."""
 
     def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        into[key] = _shaped(args[0] if args else kwargs["hidden_states"], batch)
+        into[key] = _shaped(args[0] if args else kwargs["hidden_states"], batch, layout)
 
     return hook(module.register_forward_pre_hook(read, with_kwargs=True))
 
 
-def reading_output(module: nn.Module, into: dict[Any, Tensor], key: Any, batch: tuple[int, ...]) -> Any:
-    """Keep what leaves a module."""
+def reading_output(
+    module: nn.Module, into: dict[Any, Tensor], key: Any, batch: tuple[int, ...], layout: Layout | None = None
+) -> Any:
+    """Keep what leaves a linear, or a block whose residual stream has that layout."""
 
     def read(_: nn.Module, __: Any, output: Any) -> None:
-        into[key] = _shaped(tensor_of(output), batch)
+        into[key] = _shaped(tensor_of(output), batch, layout)
 
     return hook(module.register_forward_hook(read))
 

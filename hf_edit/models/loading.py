@@ -55,7 +55,7 @@ def load_model(
     source, arguments = _source(id_or_path, revision)
     placed = _device(device)
     precision = _dtype(dtype)
-    with _quiet():
+    with quiet():
         with _translated(f"the model {id_or_path}"):
             AutoConfig.from_pretrained(source, trust_remote_code=False, **arguments)
         with _translated(f"the tokenizer of {id_or_path}"):
@@ -111,7 +111,7 @@ def export_embedded(directory: str | os.PathLike[str]) -> Path:
     directory.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        with _quiet():
+        with quiet():
             plain.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
         unfinished.chmod(0o755)
@@ -192,7 +192,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the progress bars and remarks of the libraries; their settings come back afterwards."""
     bars, verbosity = library_logging.is_progress_bar_enabled(), library_logging.get_verbosity()
     library_logging.disable_progress_bar()

@@ -7,25 +7,32 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from huggingface_hub import CardData
+
 from hf_edit.edits import Edit, EditSet, question_of
 from hf_edit.errors import PackError, visible
+from hf_edit.packs.evaluation import Evaluation, Figure
 from hf_edit.packs.manifest import Manifest
 
 
 _MAX_CELL = 160
 MAX_ROWS = 50
+_LOWER = {True: "", False: " Lower is better."}
 
 
-def model_card(manifest: Manifest, edits: EditSet) -> bytes:
-    """The card: YAML metadata, the edits, how to load them, where the pack comes from.
+def model_card(manifest: Manifest, edits: EditSet, evaluation: Evaluation | None = None) -> bytes:
+    """The card: YAML metadata, the edits, figures where there are some, how to load them, where the pack comes from.
 
     The base is named only by its id on the Hub.
     """
     base = manifest.base.id
     template = Template((files("hf_edit.packs") / "card.md").read_text(encoding="utf-8"))
     sparse = manifest.layout == "sparse"
+    title = escaped(question_of(edits[0].prompt)) if len(edits) == 1 else counted(len(edits), "edit")
     text = template.substitute(
-        title=escaped(question_of(edits[0].prompt)) if len(edits) == 1 else counted(len(edits), "edit"),
+        title=title,
+        figures_metadata="" if evaluation is None else _model_index(evaluation, counted(len(edits), "edit")),
+        measured="" if evaluation is None else _measured(evaluation),
         tag="" if sparse else "\n- lora",
         kind="an adapter that changes a few input columns of its layers and"
         if sparse
@@ -44,6 +51,62 @@ def model_card(manifest: Manifest, edits: EditSet) -> bytes:
         history="\n".join(ancestry(manifest)),
     )
     return text.encode()
+
+
+def _model_index(evaluation: Evaluation, edits: str) -> str:
+    """The figures as the Hub reads them off a card's metadata, as YAML."""
+    results: dict[str, Any] = {
+        "task": {"type": "text-generation"},
+        "dataset": {"type": "hf-edit", "name": "The edits of this pack, with their probes"},
+        "metrics": [
+            {"type": metric.name, "name": f"{metric.name} ({metric.protocol})", "value": metric.figure.value}
+            for metric in evaluation.metrics
+        ],
+    }
+    index: dict[str, Any] = {"model-index": [{"name": f"Edit pack of {edits}", "results": [results]}]}
+    return f"\n{CardData(**index).to_yaml()}"
+
+
+def _measured(evaluation: Evaluation) -> str:
+    """A section of the card: every metric before and after, with what it says."""
+    rows = [
+        f"| `{metric.name}` | {shown_figure(metric.before)} | {shown_figure(metric.after)} | {metric.figure.n} | "
+        f"{metric.protocol} | {escaped(metric.compared, None)}{_LOWER[metric.higher_is_better]} |"
+        for metric in evaluation.metrics
+    ]
+    protocol, environment = evaluation.protocol, evaluation.environment
+    facts = [
+        f"{name} {escaped(str(source[key]))}"
+        for name, source, key in (
+            ("Prompt format", protocol, "format"),
+            ("decoding", protocol, "decoding"),
+            ("answers cut off at", protocol, "max_new_tokens"),
+            ("dtype", environment, "dtype"),
+            ("device", environment, "device"),
+            ("seed", environment, "seed"),
+        )
+        if key in source
+    ]
+    return "\n".join(
+        [
+            "\n## Measured\n",
+            "The base before, and the same with this pack. In brackets 95 % intervals over the n records; "
+            "`evaluation.json` has every answer word for word. Figures of different protocols do not compare.\n",
+            "| | before | after | n | protocol | what it says |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            f"{'; '.join(facts)}.\n" if facts else "",
+        ]
+    )
+
+
+def shown_figure(figure: Figure | None) -> str:
+    """`0.85 [0.74, 0.94]`."""
+    if figure is None:
+        return ""
+    interval = "" if figure.low is None else f" [{figure.low:.3g}, {figure.high:.3g}]"
+    return f"{figure.value:.3g}{interval}"
 
 
 def rows_of(edits: Sequence[Edit], file: str) -> str:
@@ -76,11 +139,11 @@ def _made(lineages: Sequence[Mapping[str, Any]], depth: int = 0) -> Iterator[str
         yield from _made(lineage["parents"], depth + 1)
 
 
-def escaped(text: str) -> str:
-    """Text on one line that neither Markdown nor HTML takes for more than text."""
+def escaped(text: str, longest: int | None = _MAX_CELL) -> str:
+    """Text on one line, cut where it is long, that neither Markdown nor HTML takes for more than text."""
     line = visible(" ".join(text.split()))
-    if len(line) > _MAX_CELL:
-        line = line[: _MAX_CELL - 1] + "…"
+    if longest is not None and len(line) > longest:
+        line = line[: longest - 1] + "…"
     for character in "\\`*_[]|#~!":
         line = line.replace(character, f"\\{character}")
     return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

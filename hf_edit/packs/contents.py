@@ -21,6 +21,7 @@ from hf_edit.files.reading import (
 from hf_edit.methods.base import EditSource
 from hf_edit.packs import layout as layouts
 from hf_edit.packs.card import model_card
+from hf_edit.packs.evaluation import Evaluation, factors_digest
 from hf_edit.packs.manifest import Manifest, sha256
 from hf_edit.packs.values import read_source, source_tensors
 from hf_edit.packs.verify import check_contents
@@ -43,7 +44,7 @@ class PackContents:
     edits: EditSet
     manifest: Manifest
     source: EditSource | None = None
-    evaluation: Mapping[str, Any] | None = None
+    evaluation: Evaluation | None = None
     base_path: str | None = None
 
     @property
@@ -54,6 +55,10 @@ class PackContents:
     def check(self) -> None:
         """Raise a PackError if anything is undeclared, missing, of a wrong shape or not finite."""
         check_contents(self.manifest, self.deltas, self.edits, self.source)
+        if self.evaluation is not None:
+            self.evaluation.check()
+            if self.evaluation.pack != factors_digest(self.deltas):
+                raise PackError(f"{EVALUATION} holds figures of other factors than the pack's.", _ANEW)
 
 
 def is_pack_file(name: str) -> bool:
@@ -76,10 +81,22 @@ def to_files(pack: PackContents, layout: str, values: bool) -> dict[str, bytes]:
     }
     if values and pack.source is not None:
         files[VALUES] = write_tensors(source_tensors(pack.source))
-    if pack.evaluation is not None:
-        files[EVALUATION] = strict_json.dumps(dict(pack.evaluation))
+    evaluation = _still_measured(pack.evaluation, manifest, deltas)
+    if evaluation is not None:
+        files[EVALUATION] = strict_json.dumps(evaluation.to_json())
     # the card is not among the digests: its owner may edit it
-    return {**files, MANIFEST: manifest.with_files(files).to_bytes(), CARD: model_card(manifest, pack.edits)}
+    card = model_card(manifest, pack.edits, evaluation)
+    return {**files, MANIFEST: manifest.with_files(files).to_bytes(), CARD: card}
+
+
+def _still_measured(
+    evaluation: Evaluation | None, manifest: Manifest, deltas: Mapping[str, LowRankDelta]
+) -> Evaluation | None:
+    """The figures, where the factors that will be read back are the ones that they were measured on."""
+    if evaluation is None:
+        return None
+    stored = layouts.read_deltas(manifest, layouts.adapter_tensors(manifest, deltas))
+    return evaluation if evaluation.pack == factors_digest(stored) else None
 
 
 def from_folder(folder: PlainFolder) -> PackContents:
@@ -97,7 +114,7 @@ def from_folder(folder: PlainFolder) -> PackContents:
         edits=edits,
         manifest=manifest,
         source=read_source(read_tensors(files[VALUES], VALUES), len(edits)) if VALUES in files else None,
-        evaluation=strict_json.loads(files[EVALUATION], EVALUATION) if EVALUATION in files else None,
+        evaluation=_read_evaluation(files.get(EVALUATION)),
         base_path=None if manifest.base.id else base,
     )
     pack.check()
@@ -135,6 +152,10 @@ def _check_config(config: dict[str, Any], manifest: Manifest) -> str | None:
         if strict_json.dumps(found) != strict_json.dumps(implied):  # in Python True == 1 == 1.0
             raise PackError(f"{CONFIG}: {key} is {shown(found)}, but {MANIFEST} implies {shown(implied)}.", _ANEW)
     return base
+
+
+def _read_evaluation(data: bytes | None) -> Evaluation | None:
+    return None if data is None else Evaluation.from_json(strict_json.loads(data, EVALUATION), EVALUATION)
 
 
 def _read_edits(data: bytes) -> EditSet:

@@ -26,6 +26,7 @@ from hf_edit.methods.base import EditSource
 from hf_edit.packs import layout as layouts
 from hf_edit.packs.contents import FILES, MANIFEST, PackContents, from_folder, is_pack_file, to_files
 from hf_edit.packs.describe import describe_base
+from hf_edit.packs.evaluation import Evaluation
 from hf_edit.packs.locate import locate
 from hf_edit.packs.manifest import Edits, Manifest, Method, Prompting, sha256
 from hf_edit.packs.sharing import SIGNATURES, publish
@@ -51,7 +52,7 @@ class EditPack(PackContents):
         edits: what the pack teaches, and all that it teaches.
         manifest: method, base, digests.
         source: per edit, what the deltas were solved from; None if it was not published.
-        evaluation: measured figures, as JSON.
+        evaluation: figures measured on these very factors; a layout that rounds them, such as bf16, leaves it out.
         base_path: the folder the base came from if it did not come from the Hub. Written to adapter_config.json, so
             that AutoModelForCausalLM finds the base there, and nowhere else.
         origin: the commit on the Hub that it was read from; None for every other pack.
@@ -303,6 +304,16 @@ class EditPack(PackContents):
             BaseMismatchError: the model lacks a module of the pack.
         """
         return replace(self, manifest=replace(self.manifest, zero_filled=siblings(model, self.manifest.modules)))
+
+    def with_evaluation(self, evaluation: Evaluation) -> EditPack:
+        """The same pack with figures that were measured on it, but for how long that took.
+
+        Raises:
+            PackError: they were measured on another pack, or on none.
+        """
+        pack = replace(self, evaluation=evaluation.timeless())
+        pack.check()
+        return pack
 
     def lora_config(self) -> LoraConfig:
         """The adapter's configuration, in the portable layout."""

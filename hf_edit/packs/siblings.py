@@ -9,8 +9,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_edit.errors import BaseMismatchError
-from hf_edit.models.finder import linear_shape
 from hf_edit.models.fingerprint import base_modules
+from hf_edit.models.shapes import linear_shape
 
 
 def siblings(model: nn.Module, modules: Iterable[str]) -> dict[str, tuple[int, int]]:

@@ -19,7 +19,8 @@ def source_tensors(source: EditSource) -> dict[str, Tensor]:
     tensors = {}
     for index, asked in enumerate(source):
         for module, wanted in asked.items():
-            tensors[f"{index}.{module}.positions"] = wanted.positions.detach().to("cpu", torch.int64).contiguous()
+            positions = wanted.positions.detach().to("cpu", torch.int64)
+            tensors[f"{index}.{module}.positions"] = positions.clone()  # layers may share one tensor, a file may not
             tensors[f"{index}.{module}.values"] = wanted.values.detach().to("cpu", torch.float32).contiguous()
     return tensors
 

@@ -10,10 +10,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_edit.edits import EditSet, question_of
-from hf_edit.errors import BaseMismatchError, PackError
+from hf_edit.errors import BaseMismatchError, PackError, UnsupportedModelError
 from hf_edit.methods.base import EditSource
-from hf_edit.models.finder import linear_shape
-from hf_edit.models.fingerprint import base_modules, matches
+from hf_edit.models.fingerprint import base_modules, is_quantised, matches
+from hf_edit.models.shapes import linear_shape
 from hf_edit.packs.manifest import Manifest, sha256
 from hf_edit.packs.values import check_source
 from hf_edit.solvers.low_rank import LowRankDelta
@@ -105,6 +105,11 @@ def check_base(manifest: Manifest, model: nn.Module) -> None:
     modules = dict(base_modules(model))
     for name in manifest.modules:
         recorded, weight = manifest.base.tensors[f"{name}.weight"], modules[name].weight
+        if is_quantised(weight):  # type: ignore[arg-type]
+            raise UnsupportedModelError(
+                f"{name}.weight is quantised, so it cannot be compared with the base that the pack was computed on.",
+                "If this is that base, quantised, attach with verify=False; else load the base unquantised.",
+            )
         if not matches(asdict(recorded), weight):  # type: ignore[arg-type]
             raise BaseMismatchError(
                 f"{name}.weight (now {weight.dtype}) has the right shape but other values than the base that the pack "

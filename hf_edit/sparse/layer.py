@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_edit.errors import BaseMismatchError, ComposeError
-from hf_edit.models.finder import linear_shape
+from hf_edit.models.shapes import linear_shape
 from hf_edit.sparse.config import COLUMNS, VALUES
 
 

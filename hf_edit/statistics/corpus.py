@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +19,12 @@ from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.statistics.config import StatisticsConfig
 from hf_edit.statistics.invented import invent_answers, invent_questions, invent_text
+from hf_edit.statistics.unfinished import Unfinished
 from hf_edit.validation import shown
 
 
+WRITTEN = ("text", "questions")
+"""What is kept of a corpus while it is written."""
 TOKENS_PER_INPUT = 5
 """Plain text where the settings name no number, in tokens per input of the widest map that edits change."""
 
@@ -65,12 +69,18 @@ class Corpus:
 
 
 def write_corpus(
-    model: EditableModel, prompts: PromptFormat, config: StatisticsConfig, seed: int, progress: Progress
+    model: EditableModel,
+    prompts: PromptFormat,
+    config: StatisticsConfig,
+    seed: int,
+    progress: Progress,
+    unfinished: Unfinished | None = None,
 ) -> Corpus:
     """The corpus under these settings; the model is left as it was.
 
     Args:
         seed: of what the model writes itself.
+        unfinished: keeps the text and the questions (`WRITTEN`), and has those of a run that was killed.
 
     Warns:
         HfEditWarning: the model invented no question.
@@ -81,10 +91,13 @@ def write_corpus(
     width = max(linear.d_in for linear in model.linears)
     rows = -(-(config.tokens or TOKENS_PER_INPUT * width) // config.length)
     with borrowed(model.model):
-        own = config.text == "self"
-        text = _own_text(model, prompts, config, rows, seed, progress) if own else _given_text(prompts, config, rows)
+        kept = unfinished or Unfinished()
+        if config.text == "self":
+            text = kept.remembered("text", lambda: _own_text(model, prompts, config, rows, seed, progress))
+        else:
+            text = _given_text(prompts, config, rows)
         asked = config.conversations > 0
-        conversations = _conversations(model, prompts, config, seed, progress) if asked else ()
+        conversations = _conversations(model, prompts, config, seed, progress, kept) if asked else ()
     return Corpus(text, conversations, config.text)
 
 
@@ -100,10 +113,19 @@ def _own_text(
 
 
 def _conversations(
-    model: EditableModel, prompts: PromptFormat, config: StatisticsConfig, seed: int, progress: Progress
+    model: EditableModel,
+    prompts: PromptFormat,
+    config: StatisticsConfig,
+    seed: int,
+    progress: Progress,
+    kept: Unfinished,
 ) -> tuple[Encoded, ...]:
+    def asked() -> Tensor:
+        found = invent_questions(model, prompts, config.conversations, config.batch, seed)
+        return torch.tensor(list(json.dumps(found).encode()), dtype=torch.uint8)
+
     progress.stage("statistics: questions", 1)
-    questions = invent_questions(model, prompts, config.conversations, config.batch, seed)
+    questions = json.loads(bytes(kept.remembered("questions", asked).tolist()))
     progress.step()
     if not questions:
         warnings.warn(

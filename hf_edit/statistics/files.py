@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from hf_edit.errors import StatisticsError
 
 
 def write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
-    """Put the file in place, over an older one if there is one.
+    """Put the file in place, over an older one if there is one. The same contents give the same bytes.
 
     Raises:
         StatisticsError: the folder cannot be written.
@@ -28,6 +29,7 @@ def write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path
         os.close(handle)
         try:
             save_file(dict(tensors), temporary, metadata=dict(metadata))
+            _sort_metadata(Path(temporary))
             os.replace(temporary, path)
         finally:
             Path(temporary).unlink(missing_ok=True)
@@ -36,6 +38,16 @@ def write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path
             f"The statistics cannot be kept in {path.parent}: {error}.",
             "Set HF_EDIT_CACHE to a folder on a disk with free space that you may write to.",
         ) from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes metadata in an order that differs from run to run."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 @contextmanager

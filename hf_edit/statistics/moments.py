@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_edit.errors import StatisticsError
+from hf_edit.processes import Processes
 
 
 PARTS = ("text", "chat", "prompt", "answer")
@@ -83,8 +84,37 @@ class Accumulator:
             sums = self._sums.setdefault(part, {})
             if name not in sums:
                 sums[name] = torch.zeros(k.shape[1], k.shape[1], device=k.device)
-            sums[name].addmm_(k.T, k)
+            sums[name] = sums[name].to(k.device).addmm_(k.T, k)
         self._tokens[part] = self._tokens.get(part, 0) + count
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums and counts, as `from_tensors` takes them back."""
+        sums = {f"{part}/{name}": total for part, names in self._sums.items() for name, total in names.items()}
+        counts = torch.tensor([self.count(part) for part in PARTS])
+        return {**sums, "tokens": counts}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Accumulator:
+        """The sums and counts that `tensors` came from."""
+        found = cls()
+        for key in tensors.keys() - {"tokens"}:
+            part, _, name = key.partition("/")
+            found._sums.setdefault(part, {})[name] = tensors[key]
+        counts = zip(PARTS, tensors["tokens"].tolist(), strict=True)
+        found._tokens = {part: count for part, count in counts if count}
+        return found
+
+    def add_up(self, processes: Processes, linears: Mapping[str, Tensor]) -> None:
+        """Put the sums and counts over all processes in place of this one's.
+
+        Args:
+            linears: linear name -> no tokens, (0, d_in), where its inputs come from.
+        """
+        parts = {part for counted in processes.gathered(self._tokens) for part in counted}
+        for part in [part for part in PARTS if part in parts]:
+            self.add(part, linears)  # zeros where this process saw none
+            processes.add_up(self._sums[part][name] for name in linears)
+            self._tokens[part] = sum(processes.gathered(self._tokens[part]))
 
     def count(self, part: str) -> int:
         """Tokens added to `part` so far."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from hf_edit.errors import StatisticsError
 from hf_edit.hub.client import is_repo_id
 from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.statistics.compression import DIAGONAL, FACTOR, parts_of
 from hf_edit.statistics.moments import PARTS
 
 
@@ -43,11 +44,15 @@ def check_moments(path: Path, linear: EditableLinear) -> None:
         tokens = json.loads(metadata["tokens"])
         if not isinstance(tokens, dict) or not all(type(count) is int and count > 0 for count in tokens.values()):
             _refuse(path, "its token counts are no positive numbers")
-        parts = set(file.keys())
-        if not parts or parts != set(tokens) or not parts <= set(PARTS):
+        errors = json.loads(metadata.get("errors", "{}"))
+        if not isinstance(errors, dict) or not all(type(error) is float for error in errors.values()):
+            _refuse(path, "its errors of compression are no numbers")
+        parts, whole = set(parts_of(file.keys())), not errors
+        expected = parts if whole else {f"{part}.{kind}" for part in parts for kind in (FACTOR, DIAGONAL)}
+        if not parts or parts != set(tokens) or not parts <= set(PARTS) or set(file.keys()) != expected:
             _refuse(path, f"it holds the parts {sorted(parts)} and counts tokens of {sorted(tokens)}")
         for part in sorted(parts):
-            problem = _problem(file, part, linear.d_in)
+            problem = (_problem if whole else _compressed_problem)(file, part, linear.d_in)
             if problem:
                 _refuse(path, f"part {part!r} {problem}")
 
@@ -84,6 +89,22 @@ def _problem(file: Any, part: str, d_in: int) -> str | None:
     spread = diagonal.sqrt()
     if (moment.abs() > torch.outer(spread, spread) + _TOLERANCE * diagonal.max()).any():
         return "has covariances larger than its variances allow"
+    return None
+
+
+def _compressed_problem(file: Any, part: str, d_in: int) -> str | None:
+    """The same of a compressed one, which cannot but be symmetric."""
+    factor, diagonal = (file.get_slice(f"{part}.{kind}") for kind in (FACTOR, DIAGONAL))
+    size = factor.get_shape()
+    if len(size) != 2 or size[0] != d_in or size[1] > d_in or factor.get_dtype() != "BF16":
+        return f"has a factor that is {factor.get_dtype()} of shape {size}, not BF16 of at most {[d_in, d_in]}"
+    if list(diagonal.get_shape()) != [d_in] or diagonal.get_dtype() != "F32":
+        return f"has a diagonal that is {diagonal.get_dtype()} of shape {diagonal.get_shape()}, not F32 of {[d_in]}"
+    L, t = (file.get_tensor(f"{part}.{kind}") for kind in (FACTOR, DIAGONAL))
+    if not (torch.isfinite(L).all() and torch.isfinite(t).all()):
+        return "holds NaN or infinity"
+    if (t < 0).any() or not (t.any() or L.any()):
+        return "has a diagonal that is not of squares"
     return None
 
 

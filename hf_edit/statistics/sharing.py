@@ -64,6 +64,12 @@ def push_statistics(model: EditableModel, repo_id: str, *, message: str | None =
     return push(repo_id, plan, message=message or f"Statistics of {_base_name(model) or base.name}", **options)
 
 
+def statistics_card(model: EditableModel, repo_id: str) -> bytes:
+    """The card of what the cache holds for this base, as a push to a new repository of that name writes it."""
+    entries = [entry for entry in stored(model) if is_public(entry.source)]
+    return _card(repo_id, {base_folder(model).name: _described(model, entries, None)})
+
+
 def pull_statistics(
     model: EditableModel, repo_id: str, *, revision: str | None = None, token: str | bool | None = None
 ) -> tuple[HubCommit, list[Path]]:

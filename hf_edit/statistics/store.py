@@ -2,7 +2,8 @@
 
 The folder `<cache>/statistics/<base>/<recipe>` holds the corpus and one safetensors file per linear. The recipe is a
 digest of the settings and the prompt format, so that a layer asked for later is collected over the same tokens and
-joins those collected before.
+joins those collected before. Below it, `unfinished` has what a killed collection had come to, and `shards` the moments
+of parts of the corpus.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,22 @@ from torch import Tensor
 
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.models.fingerprint import running_fingerprint
+from hf_edit.processes import Processes
 from hf_edit.progress import Progress
 from hf_edit.prompting import PromptFormat
-from hf_edit.statistics.collect import collect
+from hf_edit.statistics.collect import collect, sums_name
+from hf_edit.statistics.compression import Compressed, Compression, moment_of, parts_of
 from hf_edit.statistics.config import StatisticsConfig
-from hf_edit.statistics.corpus import Corpus, write_corpus
+from hf_edit.statistics.corpus import WRITTEN, Corpus, write_corpus
 from hf_edit.statistics.files import opened, write
 from hf_edit.statistics.invented import PROCEDURE
 from hf_edit.statistics.moments import SecondMoments
+from hf_edit.statistics.shards import Shard
+from hf_edit.statistics.unfinished import Unfinished
 
 
 CORPUS = "corpus.safetensors"
+UNFINISHED, SHARDS = "unfinished", "shards"
 
 
 def cache_folder() -> Path:
@@ -45,35 +51,105 @@ def obtain(
     seed: int,
     progress: Progress,
 ) -> SecondMoments:
-    """The statistics of `linears`, from the cache where they are, else collected and kept there."""
+    """The statistics of `linears`, from the cache where they are, else collected and kept there.
+
+    Several processes collect together. One that was killed goes on where it was.
+    """
     folder = recipe_folder(model, prompts, config, seed)
-    missing = [linear for linear in linears if not _path(folder, linear.name).exists()]
-    if missing:
-        corpus = obtain_corpus(model, prompts, config, seed, progress)
-        save(collect(model, corpus, missing, config.batch, progress), folder)
+    _collected(model, prompts, linears, config, seed, progress, folder, Shard())
     return load(folder, [linear.name for linear in linears])
+
+
+def obtain_shard(
+    model: EditableModel,
+    prompts: PromptFormat,
+    linears: Sequence[EditableLinear],
+    config: StatisticsConfig,
+    seed: int,
+    progress: Progress,
+    shard: Shard,
+) -> Path:
+    """The folder with the statistics of `linears` over one part of the corpus, which `merge` joins to the others."""
+    recipe = recipe_folder(model, prompts, config, seed)
+    folder = recipe / SHARDS / f"{shard.number}-of-{shard.count}"
+    _collected(model, prompts, linears, config, seed, progress, folder, shard)
+    return folder
+
+
+def _collected(
+    model: EditableModel,
+    prompts: PromptFormat,
+    linears: Sequence[EditableLinear],
+    config: StatisticsConfig,
+    seed: int,
+    progress: Progress,
+    folder: Path,
+    shard: Shard,
+) -> None:
+    """Put into `folder` what it lacks of the statistics of `linears` over this part of the corpus."""
+    processes = Processes.joined(model.device)
+
+    def lacking() -> list[EditableLinear]:
+        return [linear for linear in linears if not _path(folder, linear.name).exists()]
+
+    wanted = {name for names in processes.gathered([one.name for one in lacking()]) for name in names}
+    missing = [linear for linear in linears if linear.name in wanted]
+    if not missing:
+        return
+    recipe = recipe_folder(model, prompts, config, seed)
+    corpus = obtain_corpus(model, prompts, config, seed, progress)
+    unfinished = Unfinished(recipe / UNFINISHED)
+    moments = collect(model, corpus, missing, config.batch, progress, shard, unfinished)
+    where = {} if shard.count == 1 else {"base": recipe.parent.name, "recipe": recipe.name, "shard": str(shard)}
+    _on_every_disk(processes, lambda: not lacking(), lambda: save(moments, folder, where))
+    unfinished.remove(sums_name(missing, shard.split(processes)))
 
 
 def obtain_corpus(
     model: EditableModel, prompts: PromptFormat, config: StatisticsConfig, seed: int, progress: Progress
 ) -> Corpus:
     """What statistics are taken over, from the cache if it is there, else written and kept there."""
-    path = recipe_folder(model, prompts, config, seed) / CORPUS
-    if not path.exists():
-        corpus = write_corpus(model, prompts, config, seed, progress)
-        write(corpus.tensors(), {"source": corpus.source}, path)
+    processes = Processes.joined(model.device)
+    recipe = recipe_folder(model, prompts, config, seed)
+    path = recipe / CORPUS
+    if not all(processes.gathered(path.exists())):
+        unfinished = Unfinished(recipe / UNFINISHED)
+
+        def corpus() -> Corpus:
+            there = path.exists()  # on the first one's disk, and not on another's
+            return _corpus(path) if there else write_corpus(model, prompts, config, seed, progress, unfinished)
+
+        found = processes.once(corpus)
+        _on_every_disk(processes, path.exists, lambda: write(found.tensors(), {"source": found.source}, path))
+        unfinished.remove(*WRITTEN)
+    return _corpus(path)
+
+
+def _corpus(path: Path) -> Corpus:
     with opened(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         return Corpus.from_tensors(tensors, (file.metadata() or {})["source"])
 
 
-def save(moments: SecondMoments, folder: Path) -> None:
+def _on_every_disk(processes: Processes, there: Callable[[], bool], write: Callable[[], None]) -> None:
+    """Let the first process write what all have, and then those whose disk is another."""
+    for turn in (processes.rank == 0, True):
+        if turn and not there():
+            write()
+        processes.wait()
+
+
+def save(moments: SecondMoments, folder: Path, where: Mapping[str, str] | None = None) -> None:
     """One file per linear, each written whole or not at all.
+
+    Args:
+        where: what else the files are to say of themselves.
 
     Raises:
         StatisticsError: the folder cannot be written.
     """
-    metadata = {"source": moments.source, "tokens": json.dumps(dict(moments.tokens), sort_keys=True)}
+    tokens = json.dumps(dict(moments.tokens), sort_keys=True)
+    metadata = {"source": moments.source, "tokens": tokens, **(where or {})}
     names = {name for matrices in moments.matrices.values() for name in matrices}
     for name in sorted(names):
         tensors = {
@@ -95,7 +171,7 @@ def load(folder: Path, names: Sequence[str]) -> SecondMoments:
         with opened(path) as file:
             entry = _entry(path, file)
             tokens, source = entry.tokens, entry.source
-            for part in file.keys():  # noqa: SIM118 (not a dict)
+            for part in parts_of(file.keys()):
                 matrices.setdefault(part, OnDisk(part, {})).paths[name] = path
     return SecondMoments(matrices, tokens, source)
 
@@ -109,8 +185,8 @@ class OnDisk(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         with opened(self.paths[name]) as file:
-            matrix: Tensor = file.get_tensor(self.part)
-            return matrix
+            held = [key for key in file.keys() if parts_of([key]) == [self.part]]  # noqa: SIM118 (not a dict)
+            return moment_of({key: file.get_tensor(key) for key in held}, self.part)
 
     def __contains__(self, name: object) -> bool:
         return name in self.paths
@@ -124,12 +200,18 @@ class OnDisk(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class Stored:
-    """One file of the cache."""
+    """One file of the cache.
+
+    Args:
+        tokens: part -> number of tokens.
+        errors: part -> what compression cost, as `Compressed.error`; empty: it is whole.
+    """
 
     path: Path
     linear: str
     source: str
     tokens: dict[str, int]
+    errors: dict[str, float]
 
 
 def stored(model: EditableModel) -> list[Stored]:
@@ -138,20 +220,52 @@ def stored(model: EditableModel) -> list[Stored]:
     Raises:
         StatisticsError: a file is damaged.
     """
-    layers = {f"{linear.name}.safetensors": linear.layer for linear in model.linears}
-    paths = [path for path in base_folder(model).glob("*/*.safetensors") if path.name in layers]
-    entries = []
-    for path in sorted(paths, key=lambda path: (path.parent, layers[path.name])):
-        with opened(path) as file:
-            entries.append(_entry(path, file))
-    return entries
+    return [entry for folder in sorted(base_folder(model).glob("*")) for entry in stored_in(folder, model)]
+
+
+def stored_in(folder: Path, model: EditableModel) -> list[Stored]:
+    """The same of one recipe or shard, by layer."""
+    paths = [_path(folder, linear.name) for linear in sorted(model.linears, key=lambda linear: linear.layer)]
+    return [_described(path) for path in paths if path.is_file()]
+
+
+def _described(path: Path) -> Stored:
+    with opened(path) as file:
+        return _entry(path, file)
 
 
 def _entry(path: Path, file: Any) -> Stored:
     """What an open file says of itself; KeyError or ValueError where it does not."""
     metadata = file.metadata() or {}
     tokens = json.loads(metadata["tokens"])
-    return Stored(path, path.name.removesuffix(".safetensors"), metadata["source"], tokens)
+    errors = json.loads(metadata.get("errors", "{}"))
+    return Stored(path, path.name.removesuffix(".safetensors"), metadata["source"], tokens, errors)
+
+
+def compressed(entries: Iterable[Stored], how: Compression) -> list[Stored]:
+    """Put the compressed form in place of each file; what is compressed already stays as it is.
+
+    Returns:
+        What the files then say.
+
+    Raises:
+        StatisticsError: a file is damaged or cannot be written.
+    """
+    return [entry if entry.errors else _compressed(entry.path, how) for entry in entries]
+
+
+def _compressed(path: Path, how: Compression) -> Stored:
+    tensors: dict[str, Tensor] = {}
+    errors: dict[str, float] = {}
+    with opened(path) as file:
+        for part in parts_of(file.keys()):
+            moment = file.get_tensor(part)
+            small = Compressed.of(moment, how)
+            tensors |= small.tensors(part)
+            errors[part] = float(f"{small.error(moment):.4g}")
+        metadata = {**(file.metadata() or {}), "errors": json.dumps(errors, sort_keys=True)}
+    write(tensors, metadata, path)
+    return _described(path)
 
 
 def base_folder(model: EditableModel) -> Path:

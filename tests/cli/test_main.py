@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -16,21 +24,51 @@ from hf_edit.errors import HfEditError, HfEditWarning
 from tests.cli.conftest import Command
 
 
-VERBS = {"apply", "polish", "inspect", "verify", "locate", "models", "methods", "demo"}
+def walked(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every verb with the words that call it, those of groups too."""
+    if hasattr(command, "commands"):
+        for name, inner in command.commands.items():
+            yield from walked(inner, (*path, name))
+    else:
+        yield path, command
+
+
+COMMANDS = dict(walked(typer.main.get_command(main.app)))
 
 
 def test_help_lists_the_verbs_and_the_exit_codes(hf_edit: Command) -> None:
     result = hf_edit("--help")
     assert result.exit_code == 0
-    for word in (*VERBS, "Exit codes", "130"):
+    for word in (*{words[0] for words in COMMANDS}, "Exit codes", "130"):
         assert word in result.output
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS))
-def test_every_verb_has_help(hf_edit: Command, verb: str) -> None:
-    result = hf_edit(verb, "-h")
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_verb_has_help_with_an_example_that_can_be_parsed(hf_edit: Command, words: tuple[str, ...]) -> None:
+    result = hf_edit(*words, "-h")
     assert result.exit_code == 0
-    assert f"hf-edit {verb}" in result.output
+    command = f"hf-edit {' '.join(words)}"
+    assert command in result.output
+    example = COMMANDS[words].epilog.removeprefix("Example: ")
+    assert example.startswith(command)
+    assert f"Example: {example}" in result.output
+    COMMANDS[words].make_context(words[-1], shlex.split(example)[1 + len(words) :])  # raises for options that are not
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("hf-edit sta", ["stack", "stats"]), ("hf-edit stack --pref", ["--prefer"])]
+)
+def test_what_is_typed_is_completed(
+    hf_edit: Command, monkeypatch: pytest.MonkeyPatch, typed: str, offered: list[str]
+) -> None:
+    monkeypatch.setenv("_HF_EDIT_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+    assert hf_edit().stdout.split() == offered
+
+
+def test_completion_can_be_had(hf_edit: Command) -> None:
+    assert {"--install-completion", "--show-completion"} <= set(hf_edit("--help").output.split())
 
 
 def test_version(hf_edit: Command) -> None:
@@ -106,3 +144,46 @@ def test_the_console_script_exits_2_without_a_traceback() -> None:
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="waits at a named pipe")
+def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """Interrupted where it waits for its edits: exit code 130, one line, nothing half written."""
+    os.mkfifo(tmp_path / "edits.jsonl")
+    code = "from hf_edit.cli.main import main; main()"
+    arguments = ["apply", "--model", "m", "--edits", tmp_path / "edits.jsonl", "--out", tmp_path / "out"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with open(tmp_path / "edits.jsonl", "w"):  # opens once the other end does
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip().startswith("interrupted: run the same command again") and "Traceback" not in err
+    assert out == "" and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(shutil.which("hf") is None or shutil.which("hf-edit") is None, reason="needs both scripts")
+def test_hf_runs_it_as_its_extension(tmp_path: Path) -> None:
+    """`hf edit` is what `hf extensions install OWNER/hf-edit` leaves behind: a manifest that names the script."""
+    manifest = {
+        "owner": "owner",
+        "repo": "hf-edit",
+        "repo_id": "owner/hf-edit",
+        "short_name": "edit",
+        "executable_path": shutil.which("hf-edit"),
+        "type": "python",
+        "installed_at": "2026-01-01T00:00:00+00:00",
+    }
+    folder = tmp_path / ".local/share/hf/extensions/hf-edit"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    settings = {"HOME": str(tmp_path), "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "1"}
+
+    def hf(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["hf", *arguments], env={**os.environ, **settings}, capture_output=True, text=True, check=False
+        )
+
+    assert hf("edit", "--version").stdout == f"hf-edit {__version__}\n"
+    assert hf("edit", "no-such-verb").returncode == 2  # its exit code comes through

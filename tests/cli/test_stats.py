@@ -69,6 +69,30 @@ def test_other_settings_stand_beside_them(hf_edit: Command, base: Path, text: Pa
     assert len({entry["file"] for entry in document["statistics"]}) == 4
 
 
+def test_shards_are_merged(hf_edit: Command, base: Path) -> None:
+    options = ("--model", base, "--tokens", 8256, "--conversations", 0, "--layers", "1", "--json")
+    folders = []
+    for shard in ("1/2", "2/2"):
+        document = json.loads(hf_edit("stats", "collect", *options, "--shard", shard).stdout)
+        folders.append(Path(document["statistics"][0]["file"]).parent)
+    assert json.loads(hf_edit("stats", "show", "--model", base, "--json").stdout)["statistics"] == []
+    failed(hf_edit("stats", "merge", folders[0]), "1 of 2 shards are missing", "--shard 2/2")
+    assert "2 shard(s), 1 map(s)" in hf_edit("stats", "merge", *folders).stdout
+    (file,) = json.loads(hf_edit("stats", "merge", *folders, "--json").stdout)["files"]
+    (entry,) = json.loads(hf_edit("stats", "show", "--model", base, "--json").stdout)["statistics"]
+    assert entry["file"] == file
+    (whole,) = json.loads(hf_edit("stats", "collect", *options).stdout)["statistics"]
+    assert whole == entry  # found, not collected
+
+
+def test_compressed_statistics_say_so(hf_edit: Command, base: Path, text: Path) -> None:
+    options = ("--model", base, "--text", text, "--conversations", 0, "--layers", "1", "--compress", 4)
+    (entry,) = json.loads(hf_edit("stats", "collect", *options, "--json").stdout)["statistics"]
+    assert 0 < entry["compression_errors"]["text"] < 1
+    assert json.loads(hf_edit("stats", "show", "--model", base, "--json").stdout)["statistics"] == [entry]
+    assert f"error {entry['compression_errors']['text']:.1%}" in hf_edit("stats", "show", "--model", base).stdout
+
+
 def test_an_empty_cache(hf_edit: Command, base: Path) -> None:
     assert "holds no statistics" in hf_edit("stats", "show", "--model", base).stdout
     assert json.loads(hf_edit("stats", "show", "--model", base, "--json").stdout)["statistics"] == []
@@ -84,6 +108,11 @@ def test_an_empty_cache(hf_edit: Command, base: Path) -> None:
         (("--tokens", "0"), "tokens = 0 is below 1"),
         (("--text", "no such file"), "'no such file' cannot be read"),
         (("--format", "poem"), "no prompt format 'poem'"),
+        (("--shard", "3/2"), "There is no shard 3/2"),
+        (("--shard", "half"), "'half' is no shard"),
+        (("--compress", "0"), "rank 0"),
+        (("--compress", "much"), "'much' is neither a rank nor a share"),
+        (("--compress", "4", "--shard", "1/2"), "1/2 cannot be compressed"),
     ],
 )
 def test_what_cannot_be_collected(hf_edit: Command, base: Path, options: tuple[str, ...], said: str) -> None:
@@ -102,5 +131,5 @@ def test_a_damaged_file(hf_edit: Command, base: Path, text: Path) -> None:
 
 def test_help(hf_edit: Command) -> None:
     assert "stats" in hf_edit("--help").stdout
-    for words in (("stats",), ("stats", "collect"), ("stats", "show")):
+    for words in (("stats",), ("stats", "collect"), ("stats", "show"), ("stats", "merge")):
         assert f"hf-edit {' '.join(words)}" in hf_edit(*words, "-h").stdout

@@ -8,7 +8,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from hf_edit.models.borrow import borrowed
-from hf_edit.models.editable import EditableModel, Trace
+from hf_edit.models.editable import EditableModel
+from hf_edit.models.trace import Trace
 from hf_edit.solvers.low_rank import LowRankDelta
 from tests.snapshots import changed, snapshot
 from tests.tiny import FAMILIES, VOCAB, tiny_model

@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from hf_edit.packs.contents import ADAPTER, CONFIG, EDITS, EVALUATION, FILES, MA
 from hf_edit.packs.manifest import LAYOUTS
 from hf_edit.packs.pack import EditPack
 from tests.packs.hostile import reseal, with_header
-from tests.packs.make import make_pack
+from tests.packs.make import make_pack, measured
 from tests.snapshots import tensor_bytes
 from tests.tiny import tiny_model
 
@@ -47,7 +46,7 @@ STEERING = set("\x1b\x07\x9b\u202e\0")
 
 def base_packs(model: PreTrainedModel, folder: Path) -> list[Path]:
     """One sound pack for each layout that it can be written in."""
-    pack = replace(make_pack(model), evaluation={"exact": 1.0, "edits": [{"id": "capital", "kl": 0.1}]})
+    pack = measured(make_pack(model))
     paths = []
     for layout in LAYOUTS:
         try:

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_edit.edits import Edit, EditSet
 from hf_edit.methods.base import EditSource, KeyValues
 from hf_edit.models.editable import EditableModel
+from hf_edit.packs.evaluation import FIXED, FREE, Evaluation, Figure, Generation, Metric, factors_digest
 from hf_edit.packs.pack import EditPack
 from hf_edit.prompting import PromptFormat
 from hf_edit.solvers.low_rank import LowRankDelta
@@ -87,6 +88,28 @@ def make_pack(
         seed=seed,
         prompt_format=PromptFormat.of("chat", tiny_tokenizer()),
         receipt={"capital": {"loss": 0.01}},
+    )
+
+
+def measured(pack: EditPack) -> EditPack:
+    """The pack with figures as an evaluation would leave them."""
+    before, after = Figure(0.0, 0.0, 0.657, 2, (0.0, 0.0)), Figure(0.5, 0.094, 0.905, 2, (1.0, 0.0))
+    drift = Figure(0.01, 0.005, 0.02, 2, (0.005, 0.015))
+    return pack.with_evaluation(
+        Evaluation(
+            pack=factors_digest(pack.deltas),
+            metrics=(
+                Metric("reliability.exact", FREE, "Share of answers | word for word.", True, "mean", before, after),
+                Metric("unrelated.kl", FIXED, "KL.", False, "mean", None, drift),
+            ),
+            generations=(
+                Generation("prompt", "capital", "What is the capital?", ("Port Amber",), "Oru", "Port Amber"),
+                Generation("unrelated", None, [{"role": "user", "content": "Why?"}], (), "Because.", "Because."),
+            ),
+            protocol={"format": "chat", "decoding": "greedy, natural stop", "max_new_tokens": 64},
+            environment={"dtype": "float32", "device": "cpu", "seed": 0},
+            seconds={"base": 1.5, "edited": 2.5},
+        )
     )
 
 

@@ -10,7 +10,6 @@ import stat
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from hf_edit.packs.contents import ADAPTER, CARD, CONFIG, EDITS, EVALUATION, MAN
 from hf_edit.packs.pack import EditPack
 from hf_edit.solvers.low_rank import LowRankDelta
 from tests.packs.hostile import Spoil, in_bytes, in_header, in_json, reseal, with_header
-from tests.packs.make import make_pack
+from tests.packs.make import make_pack, measured
 from tests.snapshots import changed, snapshot
 from tests.tiny import tiny_model
 
@@ -40,7 +39,7 @@ ESCAPE = "\x1b]0;owned\x07\x1b[2J\u202e\x9b31m"
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("healthy") / "pack"
-    replace(make_pack(tiny_model()), evaluation={"exact": 1.0}).save_pretrained(path)
+    measured(make_pack(tiny_model())).save_pretrained(path)
     return path
 
 
@@ -320,6 +319,19 @@ REFUSED: dict[str, Spoil] = {
     "values of a module that is not changed": tensors(
         VALUES, **{"0.lm_head.values": torch.ones(1, 32), "0.lm_head.positions": torch.ones(1, dtype=torch.int64)}
     ),
+    "an evaluation of nonsense": raw(EVALUATION, json.dumps({"exact": [[{}]], ESCAPE: ESCAPE})),
+    "an evaluation of a later format": in_json(EVALUATION, "format_version", value=2),
+    "an evaluation of other factors": in_json(EVALUATION, "pack", value="0" * 64),
+    "an evaluation of no pack": in_json(EVALUATION, "pack", value=None),
+    "a metric twice": in_json(EVALUATION, "metrics", 1, "name", value="reliability.exact"),
+    "a metric whose name escapes": in_json(EVALUATION, "metrics", 0, "name", value=ESCAPE),
+    "a metric without figures": in_json(EVALUATION, "metrics", 1, "after", value=None),
+    "a protocol that nobody knows": in_json(EVALUATION, "metrics", 0, "protocol", value="word of honour"),
+    "a figure that is a text": in_json(EVALUATION, "metrics", 0, "after", "value", value="1.0"),
+    "a figure of no records": in_json(EVALUATION, "metrics", 0, "after", "n", value=0),
+    "a figure of other records": in_json(EVALUATION, "metrics", 0, "after", "values", value=[1.0]),
+    "half an interval": in_json(EVALUATION, "metrics", 0, "after", "low", value=None),
+    "an answer to a number": in_json(EVALUATION, "generations", 0, "prompt", value=7),
     "values of another width": values_tensor(f"0.{MODULE}.values", torch.ones(2, 31)),
     "values that are numbers of things": values_tensor(f"0.{MODULE}.values", torch.ones(2, 32, dtype=torch.int32)),
     "values NaN": values_tensor(f"0.{MODULE}.values", torch.full((2, 32), torch.nan)),
@@ -343,7 +355,11 @@ HARMLESS: dict[str, Spoil] = {
     "a receipt that escapes": in_json(MANIFEST, "receipt", value={ESCAPE: ESCAPE}),
     "a seed of three hundred digits": in_json(MANIFEST, "seed", value=10**300),
     "a version that escapes": in_json(MANIFEST, "versions", "peft_", value=ESCAPE),
-    "an evaluation of nonsense": raw(EVALUATION, json.dumps({"exact": [[{}]], ESCAPE: ESCAPE})),
+    "an evaluation that escapes": lambda pack: [
+        in_json(EVALUATION, *path, value=ESCAPE)(pack)
+        for path in [("metrics", 0, "compared"), ("generations", 0, "after"), ("protocol", "format")]
+    ],
+    "an evaluation with fields of a later version": in_json(EVALUATION, "later", value={"x": [1]}),
     "edits with Windows's line ends": in_bytes(EDITS, lambda data: data.replace(b"\n", b"\r\n")),
     "edits with blank lines": in_bytes(EDITS, lambda data: data + b"\n\n"),
     "metadata in the header": in_header(

@@ -27,7 +27,7 @@ from hf_edit.packs.contents import ADAPTER, CONFIG, EDITS, EVALUATION, FILES, MA
 from hf_edit.packs.manifest import LAYOUTS, sha256
 from hf_edit.packs.pack import EditPack
 from hf_edit.solvers.low_rank import LowRankDelta
-from tests.packs.make import make_pack, random_deltas, same_pack, sparse_deltas
+from tests.packs.make import make_pack, measured, random_deltas, same_pack, sparse_deltas
 from tests.tiny import FAMILIES, tiny_model
 
 
@@ -51,7 +51,7 @@ def test_read_back_as_it_was(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["portable", "compact"])
 def test_options(layout: str, tmp_path: Path) -> None:
-    pack = replace(make_pack(tiny_model()), evaluation={"exact": 1.0})
+    pack = measured(make_pack(tiny_model()))
     pack.save_pretrained(tmp_path, layout=layout, values=False)
     read = EditPack.from_pretrained(str(tmp_path))
     assert same_pack(read, replace(pack, source=None, manifest=replace(pack.manifest, layout=layout)))
@@ -263,7 +263,7 @@ def test_the_card_may_be_edited_and_other_files_be_added(tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> tuple[EditPack, Path]:
     path = tmp_path_factory.mktemp("healthy") / "pack"
-    pack = replace(make_pack(tiny_model(), (1, 2)), evaluation={"exact": 1.0})
+    pack = measured(make_pack(tiny_model(), (1, 2)))
     pack.save_pretrained(path)
     return EditPack.from_pretrained(path), path
 

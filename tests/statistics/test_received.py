@@ -15,6 +15,7 @@ from hf_edit.errors import StatisticsError
 from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Silent
 from hf_edit.prompting import PromptFormat
+from hf_edit.statistics.compression import Compressed, Compression
 from hf_edit.statistics.config import StatisticsConfig
 from hf_edit.statistics.received import check_corpus, check_moments, is_public, size_limit
 from hf_edit.statistics.store import CORPUS, obtain, recipe_folder
@@ -99,6 +100,42 @@ FORGED_CORPORA = [
     (whole("answer_starts", lambda starts: starts + 1000), "begin outside"),
     (rewritten(lambda tensors: tensors.pop("ids")), "holds"),
 ]
+
+
+def small(**given: torch.Tensor) -> Callable[[bytes], bytes]:
+    """A compressed moment of text with something wrong."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        moment = tensors["text"]
+        tensors.clear()
+        tensors.update(Compressed.of(moment, Compression(rank=3)).tensors("text"))
+        tensors.update({name.replace("_", "."): tensor for name, tensor in given.items()})
+
+    return rewritten(change, tokens='{"text": 256}', errors='{"text": 0.1}')
+
+
+FORGED_MOMENTS += [
+    (small(text_factor=torch.zeros(56, 57).bfloat16()), "not BF16 of at most"),
+    (small(text_factor=torch.zeros(55, 3).bfloat16()), "not BF16 of at most"),
+    (small(text_factor=torch.zeros(56).bfloat16()), "not BF16 of at most"),
+    (small(text_factor=torch.zeros(56, 3)), "not BF16 of at most"),
+    (small(text_diagonal=torch.zeros(55)), "not F32 of"),
+    (small(text_diagonal=torch.zeros(56).double()), "not F32 of"),
+    (small(text_diagonal=-torch.ones(56)), "not of squares"),
+    (small(text_diagonal=torch.full((56,), float("inf"))), "NaN or infinity"),
+    (small(text_factor=torch.full((56, 3), float("nan")).bfloat16()), "NaN or infinity"),
+    (small(text_factor=torch.zeros(56, 3).bfloat16(), text_diagonal=torch.zeros(56)), "not of squares"),
+    (small(text=torch.eye(56)), "holds the parts"),
+    (small(other_factor=torch.zeros(56, 3).bfloat16()), "holds the parts"),
+    (rewritten(nothing, errors='{"text": 0.1}'), "holds the parts"),
+    (rewritten(nothing, errors='{"text": "<b>"}'), "no numbers"),
+    (rewritten(nothing, errors="[0.1]"), "no numbers"),
+]
+
+
+def test_what_was_compressed_is_sound(tiny: EditableModel, sound: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "moments").write_bytes(small()(sound["moments"]))
+    check_moments(tmp_path / "moments", tiny.linears[0])
 
 
 def test_what_was_collected_is_sound(tiny: EditableModel, sound: dict[str, bytes], tmp_path: Path) -> None:

@@ -7,10 +7,8 @@ little in their span, and a trigger that none of the prompts touches drifts nowh
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
-from importlib.resources import files
 from statistics import median
 
 import torch
@@ -26,6 +24,7 @@ from hf_edit.evaluation.audit.keys import in_place
 from hf_edit.evaluation.audit.report import AuditReport, Drifted, Reasked
 from hf_edit.evaluation.drift import log_probs, reference
 from hf_edit.evaluation.scores import exact
+from hf_edit.evaluation.unrelated import unrelated_prompts
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.packs.pack import EditPack
@@ -133,9 +132,3 @@ def _is_near(words: frozenset[str], listed: Iterable[frozenset[str]]) -> bool:
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"\w+", text.lower()))
-
-
-def unrelated_prompts() -> list[str]:
-    """The fixed prompts of the drift test."""
-    text = (files("hf_edit.evaluation.audit") / "prompts.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line)["prompt"] for line in text.splitlines()]

@@ -25,6 +25,7 @@ from hf_edit.methods.polish.apart import polished_apart
 from hf_edit.methods.polish.config import PolishSettings
 from hf_edit.methods.polish.method import polished, polished_linears
 from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.processes import Processes
 from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.statistics.moments import SecondMoments
@@ -82,11 +83,12 @@ class AnyEdit:
         encoded = [prompts.encode(edit.prompt, edit.target) for edit in edits]
         chunks = [chunks_of(model, prompts, e, config) for e in encoded]
 
-        progress.stage("targets", sum(map(len, chunks)))
-        targets = [
-            self._targets(model, edited[-1], e, c, len(edits), checkpoints, progress)
-            for e, c in zip(encoded, chunks, strict=True)
-        ]
+        processes = Processes.joined(model.device)
+        progress.stage("targets", sum(map(len, processes.mine(chunks))))
+        targets = processes.map(
+            lambda edit: self._targets(model, edited[-1], *edit, len(edits), checkpoints, progress),
+            list(zip(encoded, chunks, strict=True)),
+        )
         receipt = {edit.id: _figures(t) for edit, t in zip(edits, targets, strict=True)}
         _warn_of_missed(receipt, config)
 

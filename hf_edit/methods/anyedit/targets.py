@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from hf_edit.methods.anyedit.chunks import Chunk, key_position
 from hf_edit.methods.anyedit.config import AnyEditConfig
 from hf_edit.methods.anyedit.objective import nested_lengths, token_weights
-from hf_edit.models.editable import EditableLinear, EditableModel, Prefix, check_finite
+from hf_edit.models.editable import EditableLinear, EditableModel, check_finite
+from hf_edit.models.prefix import Prefix
 from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded
 

@@ -13,8 +13,10 @@ from torch.nn import functional as F
 
 from hf_edit.edits import Edit, question_of
 from hf_edit.errors import InvalidEditError
-from hf_edit.models.editable import EditableModel, Prefix, Trace
+from hf_edit.models.editable import EditableModel
 from hf_edit.models.generation import continuations
+from hf_edit.models.prefix import States
+from hf_edit.models.trace import Trace
 from hf_edit.progress import Progress
 from hf_edit.prompting import PromptFormat
 
@@ -142,7 +144,7 @@ def trace_case(
         for token, sample in (part.T for part in pairs.split(max(1, BATCH_TOKENS // row.shape[1]))):
             where = F.one_hot(token, row.shape[1]).bool().to(model.device)  # (B, T)
             states = disturbed[lowest]
-            with model.replaced(_from(case.first, values), where[:, case.first :]):
+            with model.replaced(_from(answer.begin, values), where[:, answer.begin :]):
                 scores.append(answer.scores(lowest, states[sample.to(states.device)]))
         effects[:, layer] = torch.cat(scores).reshape(len(tokens), samples).mean(dim=1) - corrupted
         progress.step()
@@ -181,11 +183,10 @@ class _Answer:
     def __init__(self, model: EditableModel, case: Case) -> None:
         self.model, self.case = model, case
         row = torch.tensor([case.ids], device=model.device)
-        self.tail = row[:, case.first :]
-        self.prefix = model.no_prefix(0)
-        if case.first:
-            self.prefix = model.extended(self.prefix, row[:, : case.first])
-        self.answering = torch.arange(case.first, row.shape[1], device=model.device) >= len(case.prompt_ids) - 1
+        self.begin = case.first if model.keeps_states else 0
+        self.tail = row[:, self.begin :]
+        self.prefix = model.extended(model.no_prefix(0), row[:, : self.begin]) if self.begin else None
+        self.answering = torch.arange(self.begin, row.shape[1], device=model.device) >= len(case.prompt_ids) - 1
 
     def scores(self, layer: int, states: Tensor) -> Tensor:
         """Geometric means of the probabilities of the answer's tokens, (B,) on the CPU.
@@ -193,18 +194,14 @@ class _Answer:
         Args:
             states: (B, T, d), entering block `layer`.
         """
-        B = states.shape[0]
+        B, prefix = states.shape[0], self.prefix
         logits = self.model.logits_at(
             self.tail.expand(B, -1),
             self.answering.expand(B, -1),
-            start={layer: states[:, self.case.first :]},
-            prefix=Prefix(layer, tuple((_rows(k, B), _rows(v, B)) for k, v in self.prefix.states[layer:])),
+            start={layer: states[:, self.begin :]},
+            prefix=prefix.above(layer).rows(torch.zeros(B, dtype=torch.long)) if isinstance(prefix, States) else None,
         )  # (B n, V)
         labels = torch.tensor(self.case.answer_ids, device=logits.device).repeat(B)
         accumulate = torch.promote_types(logits.dtype, torch.float32)
         losses = F.cross_entropy(logits.to(accumulate), labels, reduction="none")
         return losses.reshape(B, -1).mean(dim=1).neg().exp().cpu()
-
-
-def _rows(states: Tensor, count: int) -> Tensor:
-    return states.expand(count, *states.shape[1:])

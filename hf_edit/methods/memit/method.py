@@ -21,6 +21,7 @@ from hf_edit.methods.memit.facts import Fact, names_subject, prepared
 from hf_edit.methods.memit.targets import Targets, in_batches, optimise_targets
 from hf_edit.methods.memit.update import spread_update
 from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.processes import Processes
 from hf_edit.progress import Progress
 from hf_edit.prompting import PromptFormat
 from hf_edit.solvers.low_rank import LowRankDelta
@@ -70,9 +71,13 @@ class ShortFacts(ABC, Generic[Config]):
         prefixes = invent_prefixes(model, prompts, config.prefixes, config.prefix_tokens, config.seed)
         facts = [prepared(edit, prompts, prefixes, model.max_length) for edit in edits]
 
-        progress.stage("targets", len(facts))
+        processes = Processes.joined(model.device)
+        progress.stage("targets", -(-len(facts) // processes.count))
         targets = in_batches(
-            facts, config.batch, lambda batch: self._targets(model, linears[-1], batch, checkpoints, progress)
+            facts,
+            config.batch,
+            lambda batch: self._targets(model, linears[-1], batch, checkpoints, progress),
+            processes,
         )
         deltas, source = spread_update(
             model,

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_edit.methods.memit.facts import Fact, KeyedText
-from hf_edit.models.editable import EditableLinear, EditableModel, Prefix
+from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.models.prefix import Prefix
 
 
 NO_LABEL = -100
@@ -52,7 +53,7 @@ class Rows:
             facts=(kept.cumsum(0) - 1)[self.facts[rows]],
             ids=self.ids[rows],
             entering=self.entering[rows],
-            prefix=_rows_of_prefix(self.prefix, rows),
+            prefix=self.prefix.rows(rows),
             mask=self.mask[rows],
             where=self.where[rows],
             labels=self.labels[rows],
@@ -160,9 +161,3 @@ def _inputs(text: KeyedText) -> tuple[int, ...]:
     """What is run: everything but an answer's last token, which predicts nothing."""
     ids = text.encoded.ids
     return ids[:-1] if text.encoded.answer_ids else ids
-
-
-def _rows_of_prefix(prefix: Prefix, rows: Tensor) -> Prefix:
-    if not prefix.length:
-        return prefix
-    return Prefix(prefix.first, tuple((keys[rows], values[rows]) for keys, values in prefix.states))

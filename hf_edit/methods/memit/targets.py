@@ -13,6 +13,7 @@ from hf_edit.methods.memit.config import ShortFactConfig
 from hf_edit.methods.memit.facts import Fact
 from hf_edit.methods.memit.rows import rows_of
 from hf_edit.models.editable import EditableLinear, EditableModel, check_finite
+from hf_edit.processes import Processes
 from hf_edit.progress import Progress
 
 
@@ -35,10 +36,21 @@ class Targets:
     evaluations: Tensor
 
 
-def in_batches(facts: Sequence[Fact], size: int, optimise: Callable[[Sequence[Fact]], Targets]) -> Targets:
-    """The targets of all facts, in their order, from batches of about equally long ones, which need little padding."""
+def in_batches(
+    facts: Sequence[Fact],
+    size: int,
+    optimise: Callable[[Sequence[Fact]], Targets],
+    processes: Processes,
+) -> Targets:
+    """The targets of all facts, in their order, from batches of about equally long ones, which need little padding.
+
+    Args:
+        size: of a batch; less where every process would not get one.
+        processes: which share the batches.
+    """
     order = sorted(range(len(facts)), key=lambda i: (facts[i].tail, facts[i].key))
-    parts = [optimise([facts[i] for i in part]) for part in batched(order, size)]
+    size = min(size, -(-len(facts) // processes.count))
+    parts = processes.map(lambda part: optimise([facts[i] for i in part]), list(batched(order, size)))
     back = torch.tensor(order).argsort()
     return Targets(**{name: torch.cat([vars(part)[name] for part in parts])[back] for name in vars(parts[0])})
 

@@ -15,7 +15,9 @@ from torch.nn import functional as F
 
 from hf_edit.batching import batched
 from hf_edit.methods.training.texts import Batch, Text
-from hf_edit.models.editable import EditableLinear, EditableModel, Prefix
+from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.models.prefix import Prefix
+from hf_edit.processes import Processes
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +58,7 @@ def capture(
     for part in batched(order, at_once):
         prefix, mask = _prompts(model, [texts[i] for i in part], first)
         # the last token of the prompt, which predicts the first of the answer, and the answer
-        batch = Batch.of([Text(t.ids[t.start - 1 :], t.entering[t.start - 1 :], 1) for t in (texts[i] for i in part)])
+        batch = Batch.of([_behind(texts[i], texts[i].start - 1 if prefix else 0) for i in part])
         size = tuple(batch.ids.shape)
         mask = torch.cat([mask, torch.ones_like(batch.ids)], dim=1)  # no token sees the padding behind it
         zeros = {
@@ -82,8 +84,53 @@ def capture(
     )
 
 
-def _prompts(model: EditableModel, texts: Sequence[Text], first: int) -> tuple[Prefix, Tensor]:
-    """Attention states of the prompts but for their last tokens, padded on the left to P tokens, and a mask (B, P)."""
+def captured_by(
+    processes: Processes,
+    model: EditableModel,
+    linears: Sequence[EditableLinear],
+    texts: Sequence[Text],
+    first: int,
+    at_once: int,
+) -> Captured:
+    """As `capture`, with each process running its share of the texts."""
+    if processes.count == 1:
+        return capture(model, linears, texts, first, at_once)
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    owners = torch.arange(len(texts)).repeat_interleave(torch.tensor([len(text.labels) for text in texts]))
+    owners = owners.to(model.device)
+    mine = processes.mine(range(len(texts)))
+    own = torch.isin(owners, torch.tensor(list(mine), device=model.device))
+    part = capture(model, linears, [texts[i] for i in mine], first, at_once) if mine else None
+
+    def whole(rows: Tensor | None, *width: int) -> Tensor:
+        """Rows of all processes, of which every one but their owner adds zero."""
+        total = torch.zeros(len(owners), *width, dtype=dtype, device=model.device)
+        if rows is not None:
+            total[own] = rows
+        processes.add_up([total])
+        return total
+
+    keys, gradients = (part.keys, part.gradients) if part else ({}, {})
+    return Captured(
+        {one.name: whole(keys.get(one.name), one.d_in) for one in linears},
+        {one.name: whole(gradients.get(one.name), one.d_out) for one in linears},
+        whole(part.losses if part else None),
+        owners,
+    )
+
+
+def _behind(text: Text, first: int) -> Text:
+    """From its token `first` on."""
+    return Text(text.ids[first:], text.entering[first:], text.start - first)
+
+
+def _prompts(model: EditableModel, texts: Sequence[Text], first: int) -> tuple[Prefix | None, Tensor]:
+    """Attention states of the prompts but for their last tokens, padded on the left to P tokens, and a mask (B, P).
+
+    None, and P = 0, for models that cannot go on from attention states.
+    """
+    if not model.keeps_states:
+        return None, texts[0].ids.new_zeros(len(texts), 0)
     width = max(text.start for text in texts) - 1
     ids = texts[0].ids.new_zeros(len(texts), width)
     entering = texts[0].entering.new_zeros(len(texts), width, texts[0].entering.shape[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from hf_edit.errors import BaseMismatchError, ConfigError, PackError
 from hf_edit.hub.client import HubCommit, is_repo_id
 from hf_edit.hypernets import folder, sharing
-from hf_edit.hypernets.manifest import Base, Linear, Manifest, Prompting
+from hf_edit.hypernets.manifest import MANIFEST, Base, Linear, Manifest, Prompting
 from hf_edit.methods.msbp.config import KeyWeights, Preserving
 from hf_edit.methods.msbp.network import HyperNetwork
 from hf_edit.methods.msbp.proposal import Normaliser, Shape
@@ -73,6 +74,11 @@ class Hypernet:
             HubError: the repository holds something else, or the Hub refused or failed.
         """
         return sharing.publish(folder.to_files(self.manifest, self.tensors), repo_id, **options)
+
+    def identity(self) -> str:
+        """Which network it is, wherever it lies: `sha256:` and the digest of its manifest, which has the weights'."""
+        files = folder.to_files(self.manifest, self.tensors)
+        return f"sha256:{sha256(files[MANIFEST]).hexdigest()}"
 
     def check(self, prompts: PromptFormat, method: str, steps: int) -> None:
         """Raise a ConfigError if it was trained for another method, number of steps or way to put prompts."""

@@ -38,6 +38,7 @@ from hf_edit.methods.msbp.stream import Step, Stream, Transformer
 from hf_edit.methods.training.outcome import warn_of_missed
 from hf_edit.methods.training.texts import Text, prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.processes import Processes
 from hf_edit.progress import Progress
 from hf_edit.prompting import PromptFormat
 from hf_edit.solvers.truncation import truncated
@@ -123,7 +124,8 @@ class MultiStep:
         beside = self._in_contexts(model, prompts, edits, linears[0].layer)
         protected = protected_by_moments(model, linears, preserve, self.preservation, self.moments)
         transformers = self.transformers(model, prompts)
-        stream = Stream(model, linears, self.rule, transformers, config.ridge, config.at_once, protected)
+        processes = Processes.joined(model.device)
+        stream = Stream(model, linears, self.rule, transformers, config.ridge, config.at_once, protected, processes)
         self._protect(stream, edits, preserve)
         probe = Probe(stream, preserve, config.calibration, config.seed)
         source: list[dict[str, KeyValues]] = []
@@ -189,6 +191,7 @@ class MultiStep:
             size = 1.0  # the network has its own eta
         else:
             size = probe.step_size(batch, captured, proposals, last=number == self.steps - 1)
+        size = stream.processes.first(size)  # rounding must not part those whose machines differ
         stream.take(Step(captured, proposals, size))
         return size, {name: size * proposal.changes for name, proposal in proposals.items()}
 
@@ -232,7 +235,9 @@ class MultiStep:
         }
         how = f"as asked after {self.steps} steps"
         warn_of_missed(dict(zip(receipt, right, strict=True)), how, "Take more steps, or smaller batches.")
-        return EditResult(stream.deltas, source if self.rule.solve else None, receipt)
+        # where a network lay says nothing elsewhere; which one it was does
+        used = {} if self.hypernet is None else {"hypernet": self.hypernet.identity()}
+        return EditResult(stream.deltas, source if self.rule.solve else None, receipt, used)
 
 
 def _source(batch: Sequence[Text], steps: Sequence[Mapping[str, Tensor]]) -> list[dict[str, KeyValues]]:

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_edit.batching import batched
-from hf_edit.methods.msbp.capture import Captured, capture
+from hf_edit.methods.msbp.capture import Captured, captured_by
 from hf_edit.methods.msbp.network import HyperNetwork
 from hf_edit.methods.msbp.proposal import Normaliser, Place, Proposal, Rule, Shape, desired, places
 from hf_edit.methods.training.texts import Batch, Text, answer_logits
 from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.processes import Processes
 from hf_edit.solvers.low_rank import LowRankDelta, concatenated, merged_when_wide
 from hf_edit.solvers.shift import KeySolve, Protected, Ridge
 
@@ -62,6 +63,7 @@ class Stream:
         ridge: lambda, where no network says it.
         at_once: texts run together.
         protected: linear name -> what no step may move from the beginning; copied.
+        processes: those that hold the same stream, and share its captures.
     """
 
     def __init__(
@@ -73,8 +75,9 @@ class Stream:
         ridge: float,
         at_once: int,
         protected: Mapping[str, Protected] | None = None,
+        processes: Processes = Processes(),
     ) -> None:
-        self.model, self.linears, self.rule = model, linears, rule
+        self.model, self.linears, self.rule, self.processes = model, linears, rule, processes
         self.transformers, self.ridge, self.at_once = transformers, ridge, at_once
         start = protected or {linear.name: Protected(linear.d_in, model.device) for linear in linears}
         self.protected = {name: one.copied() for name, one in start.items()}
@@ -83,9 +86,9 @@ class Stream:
         self.deltas: dict[str, LowRankDelta] = {}
 
     def captured(self, texts: Sequence[Text]) -> Captured:
-        """Keys and output gradients of the texts, with the update in place."""
+        """Keys and output gradients of the texts, with the update in place; each process runs its share of them."""
         with self.model.updated(self.deltas):
-            return capture(self.model, self.linears, texts, self.first, self.at_once)
+            return captured_by(self.processes, self.model, self.linears, texts, self.first, self.at_once)
 
     @torch.no_grad()
     def proposals(self, step: int, captured: Captured) -> dict[str, Proposal]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_edit.edits import EditSet
+from hf_edit.edits import Edit, EditSet
 from hf_edit.methods.base import Checkpoints, EditResult, Preservation
 from hf_edit.methods.checkpoints import key_of
 from hf_edit.methods.joining.asked import Asked, asked_by_factors
@@ -26,6 +26,7 @@ from hf_edit.methods.training.loop import answers
 from hf_edit.methods.training.outcome import warn_of_missed
 from hf_edit.methods.training.texts import Text, prepared
 from hf_edit.models.editable import EditableModel
+from hf_edit.processes import Processes
 from hf_edit.progress import Progress, Silent
 from hf_edit.prompting import PromptFormat
 from hf_edit.solvers.low_rank import LowRankDelta
@@ -61,8 +62,10 @@ def polished_apart(
     every: list[Asked] = []
     receipt: dict[str, dict[str, Any]] = {}
     deltas: dict[str, LowRankDelta] = {}
-    progress.stage("edits", len(edits))
-    for edit, text in zip(edits, texts, strict=True):
+
+    def alone(pair: tuple[Edit, Text]) -> dict[str, Tensor]:
+        """The factors of one edit, and how its training went."""
+        edit, text = pair
         key = key_of(text.ids.tolist(), text.start, [e.ids for e in preserve.earlier], dict(recipe))
         kept = checkpoints.load(key)
         if kept is None:
@@ -70,11 +73,16 @@ def polished_apart(
             figures = torch.tensor([trained.losses[0], trained.steps, trained.scale], dtype=torch.float64)
             kept = _packed(factors.detached()) | {"figures": figures}
             checkpoints.save(key, kept)
+        progress.step(loss=float(kept["figures"][0]))
+        return kept
+
+    processes, pairs = Processes.joined(model.device), list(zip(edits, texts, strict=True))
+    progress.stage("edits", len(processes.mine(pairs)))
+    for (edit, text), kept in zip(pairs, processes.map(alone, pairs), strict=True):
         deltas = {linear.name: _unpacked(kept, linear.name, model.device) for linear in linears}
-        alone, steps, scale = kept["figures"].tolist()
-        receipt[edit.id] = {"alone": round(alone, 6), "steps": int(steps), "scale": round(scale, 6)}
+        loss, steps, scale = kept["figures"].tolist()
+        receipt[edit.id] = {"alone": round(loss, 6), "steps": int(steps), "scale": round(scale, 6)}
         every.append(asked_by_factors(model, text, linears, first, deltas))
-        progress.step(loss=alone)
     if len(edits) > 1:
         join = Join(model, linears, preserve, joining)
         for asked in every:
@@ -101,7 +109,7 @@ def _note_answers(
 
 
 def _packed(deltas: Mapping[str, LowRankDelta]) -> dict[str, Tensor]:
-    return {f"{name}.{side}": factor for name, d in deltas.items() for side, factor in (("B", d.B), ("A", d.A))}
+    return {f"{name}.{side}": factor.cpu() for name, d in deltas.items() for side, factor in (("B", d.B), ("A", d.A))}
 
 
 def _unpacked(kept: Mapping[str, Tensor], name: str, device: torch.device) -> LowRankDelta:

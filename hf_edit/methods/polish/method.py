@@ -145,7 +145,9 @@ class Polishing:
     @cached_property
     def _decoys(self) -> list[dict[str, LowRankDelta]]:
         """Updates that teach some of the statistics' questions the answers of others."""
-        if self._settings.decoys and len(self._talks) < 2:
+        if not self._settings.decoys:
+            return []
+        if len(self._talks) < 2:
             raise ConfigError(
                 f"Decoys are made of the statistics' questions, of which there are {len(self._talks)}.",
                 "Set conversations to 2 or more, or decoys to 0.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -175,5 +176,9 @@ def test_from_training_to_a_pack(tmp_path: Path) -> None:
     config = hf_edit.EMSEditConfig(format="plain", hypernet=str(tmp_path / "net"))
     pack = hf_edit.edit(model, tokenizer, facts(3), config)
     assert set(pack.deltas) == {"model.layers.1.mlp.down_proj", "model.layers.2.mlp.down_proj"}
+    # the pack says which network it was, and not where it lay
+    assert pack.manifest.method.config["hypernet"] == made.identity()
+    written = (tmp_path / "net" / "hypernet.json").read_bytes()
+    assert made.identity() == f"sha256:{hashlib.sha256(written).hexdigest()}"
     with pytest.raises(hf_edit.HfEditError, match="no edits"):
         hf_edit.train(model, tokenizer, [], quick())

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +17,13 @@ from hf_edit.methods.msbp.stream import Stream
 from hf_edit.methods.msbp.training import loop
 from hf_edit.methods.msbp.training.config import TRAINED, HypernetConfig
 from hf_edit.methods.msbp.training.examples import Example, Prepared, split
-from hf_edit.methods.msbp.training.processes import Processes
 from hf_edit.methods.msbp.training.state import State
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
+from hf_edit.processes import Processes
 from hf_edit.progress import Silent
-from tests.methods.msbp.training_data import facts, prompts, quick, trained
+from tests.launching import launched
+from tests.methods.msbp.training_data import facts, prompts, quick, trained, trained_and_saved
 from tests.tiny import tiny_model
 
 
@@ -133,12 +129,15 @@ def test_other_settings_or_edits_do_not_go_on_from_there(tmp_path: Path, monkeyp
 
 def test_shares_of_a_capture_add_up_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model = EditableModel.of(tiny_model())
-    stream = Stream(model, model.linears[1:3], TRAINED["emsedit"].rule, [], 1.0, at_once=1)
+
+    def stream(processes: Processes) -> Stream:
+        return Stream(model, model.linears[1:3], TRAINED["emsedit"].rule, [], 1.0, 1, processes=processes)
+
     with borrowed(model.model):
         texts = Prepared.of(model, [Example.of(edit, prompts()) for edit in facts(5)], 1).edits
-        whole = stream.captured(texts)
+        whole = stream(Processes()).captured(texts)
         monkeypatch.setattr(Processes, "add_up", lambda *_: None)  # each keeps its own share
-        shares = [Processes(rank, 6).captured(stream, texts) for rank in range(6)]  # one has nothing to do
+        shares = [stream(Processes(rank, 6)).captured(texts) for rank in range(6)]  # one has nothing to do
     for name in whole.keys:
         assert torch.equal(sum(share.keys[name] for share in shares), whole.keys[name])
         assert torch.equal(sum(share.gradients[name] for share in shares), whole.gradients[name])
@@ -146,27 +145,11 @@ def test_shares_of_a_capture_add_up_to_it(monkeypatch: pytest.MonkeyPatch) -> No
     assert all(torch.equal(share.texts, whole.texts) for share in shares)
 
 
-def launched(out: Path, processes: int, settings: Mapping[str, Any]) -> Hypernet:
-    """The network that so many processes train together."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "tests.methods.msbp.training_data", str(out), json.dumps(settings)]
-    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    running = []
-    for i in range(processes):
-        environment = {**os.environ, **shared, "RANK": str(i), "LOCAL_RANK": str(i)}
-        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE))
-    for process in running:
-        _, told = process.communicate(timeout=200)
-        assert process.returncode == 0, told.decode()
-    return Hypernet.from_pretrained(out)
-
-
 @pytest.mark.slow
 def test_two_processes_come_to_what_one_does(tmp_path: Path) -> None:
     settings = {"method": "malmen", "horizon": 2, "batch": 5}
-    both = launched(tmp_path / "both", 2, settings)
+    launched(trained_and_saved, tmp_path / "both", settings)
+    both = Hypernet.from_pretrained(tmp_path / "both")
     alone = trained(quick(**settings))
     for name, tensor in alone.tensors.items():
         torch.testing.assert_close(both.tensors[name], tensor, rtol=2e-3, atol=2e-5, msg=name)
@@ -205,9 +188,9 @@ def test_chained_or_as_published(rows: str, monkeypatch: pytest.MonkeyPatch) -> 
     ranks: list[list[int]] = []
     real = loop.linked
 
-    def noted(stream: Any, number: int, texts: Any, processes: Processes) -> Any:
+    def noted(stream: Any, number: int, texts: Any) -> Any:
         ranks.append([number, max((delta.rank for delta in stream.deltas.values()), default=0)])
-        return real(stream, number, texts, processes)
+        return real(stream, number, texts)
 
     monkeypatch.setattr(loop, "linked", noted)
     network = trained(quick(chained=rows == "chained", validation=0.0), count=8)

@@ -16,10 +16,10 @@ from hf_edit.methods.msbp.proposal import Rule, desired
 from hf_edit.methods.msbp.stream import Stream, Transformer
 from hf_edit.methods.msbp.training.examples import Example, Prepared, unrelated_of
 from hf_edit.methods.msbp.training.outer import Link, Objective, differentiate, linked, losses
-from hf_edit.methods.msbp.training.processes import Processes
 from hf_edit.methods.training.teacher import Known, Teacher
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
+from hf_edit.processes import Processes
 from hf_edit.solvers.low_rank import LowRankDelta
 from tests.methods.msbp.training_data import facts, prompts
 from tests.tiny import tiny_model
@@ -114,7 +114,7 @@ def test_gradients_equal_autograd_through_dense_solves(edits: int, steps: int, r
         batch = Prepared.of(model, examples[:edits], FIRST)
         links = []
         for number in range(steps):
-            links.append(linked(stream, number, batch.edits, Processes()))
+            links.append(linked(stream, number, batch.edits))
             stream.take(links[-1].step)
         n, d_in = links[0].step.captured.keys[stream.linears[0].name].shape
         assert (n > d_in) == (edits == 12)
@@ -149,7 +149,7 @@ def test_what_is_differentiated_is_what_is_proposed(rule: Rule) -> None:
     stream = Stream(model, model.linears[FIRST:3], rule, sets, 1.0, at_once=2)
     with borrowed(model.model):
         batch = Prepared.of(model, [Example.of(edit, prompts()) for edit in facts(3)], FIRST)
-        link = linked(stream, 0, batch.edits, Processes())
+        link = linked(stream, 0, batch.edits)
     for name, proposal in link.step.proposals.items():
         place = stream.places[name]
         rows = link.normaliser.rows(link.step.captured, name, place, centred=False)
@@ -172,7 +172,7 @@ def test_no_dense_gradient_is_formed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with borrowed(model.model):
         batch = Prepared.of(model, [Example.of(edit, prompts()) for edit in facts(2)], FIRST)
-        link = linked(stream, 0, batch.edits, Processes())
+        link = linked(stream, 0, batch.edits)
         with Watch():
             differentiate(stream, {}, [link], Objective([(batch.paraphrases, 1.0)], [], 0.0, SIZE), Processes())
     assert made and not made & dense

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from hf_edit.edits import Edit, EditSet, Probe
 from hf_edit.methods.base import Checkpoints
@@ -18,6 +13,7 @@ from hf_edit.methods.msbp.training.config import HypernetConfig
 from hf_edit.methods.msbp.training.loop import train_hypernet
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
+from hf_edit.processes import is_first
 from hf_edit.progress import Progress, Silent
 from hf_edit.prompting import PromptFormat
 from hf_edit.statistics.moments import SecondMoments
@@ -80,8 +76,8 @@ def trained(
         return train_hypernet(view, prompts(), facts(count), validation, NOTHING, config, kept, told)
 
 
-if __name__ == "__main__":  # out, settings; started several times to train together
-    torch.set_num_threads(1)
-    made = trained(quick(**json.loads(sys.argv[2])))
-    if os.environ.get("RANK", "0") == "0":
-        made.save_pretrained(Path(sys.argv[1]))
+def trained_and_saved(out: Path, settings: dict[str, Any]) -> None:
+    """What each of several processes does that train together."""
+    network = trained(quick(**settings))
+    if is_first():
+        network.save_pretrained(out)

@@ -8,13 +8,10 @@ from hf_edit.errors import ComputationError
 from hf_edit.methods.msbp.probe import Probe
 from hf_edit.methods.msbp.stream import Step, Stream
 from hf_edit.methods.msbp.training.config import HypernetConfig
-from hf_edit.methods.msbp.training.processes import Processes
 from hf_edit.methods.training.texts import Text
 
 
-def untrained(
-    stream: Stream, texts: Sequence[Text], config: HypernetConfig, probe: Probe, processes: Processes
-) -> list[float]:
+def untrained(stream: Stream, texts: Sequence[Text], config: HypernetConfig, probe: Probe) -> list[float]:
     """eta of each step, and the batch learned with it in `stream`, as without a network.
 
     eta is given, or what the step takes at use: the smallest that takes away its share of the loss, and for the last
@@ -25,7 +22,7 @@ def untrained(
     """
     sizes: list[float] = []
     for number in range(config.steps):
-        captured = processes.captured(stream, texts)
+        captured = stream.captured(texts)
         proposals = stream.proposals(number, captured)
         last = number == config.steps - 1
         sizes.append(config.step_size or probe.step_size(texts, captured, proposals, last=last))

@@ -40,13 +40,13 @@ from hf_edit.methods.msbp.training.beginning import untrained
 from hf_edit.methods.msbp.training.config import TRAINED, HypernetConfig
 from hf_edit.methods.msbp.training.examples import Example, Prepared, split, unrelated_of
 from hf_edit.methods.msbp.training.outer import Link, Losses, Objective, differentiate, linked
-from hf_edit.methods.msbp.training.processes import Processes
 from hf_edit.methods.msbp.training.state import State
 from hf_edit.methods.msbp.training.validation import validated
 from hf_edit.methods.training.teacher import Known, Teacher, answered
 from hf_edit.methods.training.texts import Text
 from hf_edit.models.editable import EditableLinear, EditableModel, check_finite
-from hf_edit.progress import Progress, Silent
+from hf_edit.processes import Processes
+from hf_edit.progress import Progress
 from hf_edit.prompting import PromptFormat
 
 
@@ -97,7 +97,7 @@ class _Training:
             raise ConfigError("There are no edits to train on.", "Give at least one.")
         self.model, self.prompts, self.config, self.preserve = model, prompts, config, preserve
         self.processes = Processes.joined(model.device)
-        self.progress = progress if self.processes.rank == 0 else Silent()
+        self.progress = progress
         self.checkpoints = checkpoints
         self.key = key_of(
             "hypernet",
@@ -209,7 +209,7 @@ class _Training:
         before = stream.deltas
         links: list[Link] = []
         for number in numbers:
-            links.append(linked(stream, number, texts, self.processes))
+            links.append(linked(stream, number, texts))
             stream.take(links[-1].step)
         found = differentiate(stream, before, links, objective, self.processes)
         check_finite(torch.tensor(found.total), f"The loss of batch {state.counters.batches + 1}")
@@ -223,14 +223,14 @@ class _Training:
     def _stream(self, sets: Sequence[Transformer]) -> Stream:
         config, rule = self.config, TRAINED[self.config.method].rule
         each = per_step(sets, config.steps)
-        return Stream(self.model, self.linears, rule, each, 1.0, config.at_once, self.protected)
+        return Stream(self.model, self.linears, rule, each, 1.0, config.at_once, self.protected, self.processes)
 
     def _untrained(self, order: torch.Tensor) -> tuple[list[float], float]:
         """eta of every set of networks to begin with, and the squared norm of the first batch's update."""
         stream = self._stream([Transformer(Normaliser.empty(self.linears, self.model.device))])
         texts = Prepared.of(self.model, [self.examples[i] for i in order[: self.config.batch].tolist()], self.first)
         probe = Probe(stream, self.preserve, self.config.calibration, self.config.seed)
-        sizes = untrained(stream, texts.edits, self.config, probe, self.processes)
+        sizes = untrained(stream, texts.edits, self.config, probe)
         mean = sum(sizes) / len(sizes)
         squared = sum(delta.norm() ** 2 for delta in stream.deltas.values())
         return (sizes if len(self.ranks) > 1 else [mean]), squared

@@ -20,9 +20,9 @@ from hf_edit.methods.msbp.hypernet import copied
 from hf_edit.methods.msbp.network import HyperNetwork
 from hf_edit.methods.msbp.proposal import Normaliser, Shape, desired
 from hf_edit.methods.msbp.stream import Step, Stream
-from hf_edit.methods.msbp.training.processes import Processes
 from hf_edit.methods.training.teacher import Known, divergence
 from hf_edit.methods.training.texts import Batch, Text, answer_logits
+from hf_edit.processes import Processes
 from hf_edit.solvers.low_rank import LowRankDelta, concatenated
 
 
@@ -43,10 +43,10 @@ class Link:
     networks: Mapping[Shape, HyperNetwork]
 
 
-def linked(stream: Stream, number: int, texts: Sequence[Text], processes: Processes) -> Link:
+def linked(stream: Stream, number: int, texts: Sequence[Text]) -> Link:
     """Step `number` of a batch through the stream's model as it is, not yet taken."""
     transformer = stream.transformers[number]
-    captured = processes.captured(stream, texts)
+    captured = stream.captured(texts)
     proposals = stream.proposals(number, captured)
     assert transformer.networks is not None
     return Link(Step(captured, proposals, 1.0), copied(transformer.normaliser), transformer.networks)

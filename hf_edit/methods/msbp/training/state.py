@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_edit.methods.msbp.hypernet import networks_of, restore, tensors_of
 from hf_edit.methods.msbp.stream import Transformer
 from hf_edit.methods.msbp.training.config import HypernetConfig
-from hf_edit.methods.msbp.training.processes import Processes
+from hf_edit.processes import Processes
 
 
 COEFFICIENTS = ("log_step", "log_ridge")

@@ -11,9 +11,9 @@ from hf_edit.batching import batched
 from hf_edit.methods.msbp.stream import Stream
 from hf_edit.methods.msbp.training.examples import Example, Prepared
 from hf_edit.methods.msbp.training.outer import Losses, Objective, linked, losses
-from hf_edit.methods.msbp.training.processes import Processes
 from hf_edit.methods.training.teacher import Known
 from hf_edit.methods.training.texts import Batch, Text, answer_logits, prepared
+from hf_edit.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Figures:
         return {"batches": batches, **{name: float(f"{value:.6g}") for name, value in losses.items()}, **scores}
 
 
-def learn(stream: Stream, texts: Sequence[Text], steps: int, protect: float, processes: Processes) -> None:
+def learn(stream: Stream, texts: Sequence[Text], steps: int, protect: float) -> None:
     """One batch, its steps chained, as at use."""
     for number in range(steps):
-        stream.take(linked(stream, number, texts, processes).step)
+        stream.take(linked(stream, number, texts).step)
     if protect:
         stream.protect(stream.keys(texts), protect)
 
@@ -72,7 +72,7 @@ def validated(
     """
     prepared_batches = [Prepared.of(stream.model, batch, stream.first) for batch in batches]
     for batch in prepared_batches:
-        learn(stream, batch.edits, steps, protect if len(batches) > 1 else 0.0, processes)
+        learn(stream, batch.edits, steps, protect if len(batches) > 1 else 0.0)
     paraphrases = [text for batch in prepared_batches for text in batch.paraphrases]
     asked = [text for batch in batches for example in batch for text in example.unrelated]
     found = losses(stream, Objective([(paraphrases, 1.0)], unrelated, locality, size), processes)

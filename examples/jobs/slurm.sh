@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Train a hypernetwork on one node with several GPUs, then edit a big base with it, under Slurm.
+#
+#   sbatch --export=ALL,MODEL=OWNER/NAME,EDITS=zsre.json examples/jobs/slurm.sh
+#   DRY_RUN=1 MODEL=OWNER/NAME EDITS=zsre.json bash examples/jobs/slurm.sh    # prints the commands
+#
+# A job that is cut off goes on where it stopped when it is submitted again.
+#SBATCH --job-name=hf-edit
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=16
+#SBATCH --time=08:00:00
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+: "${MODEL:?the base: a Hub id or a directory}"
+: "${EDITS:?a file of edits to train on}"
+FACTS=${FACTS:-}                 # edits to teach afterwards, JSONL
+FORMAT=${FORMAT:-zsre}           # layout of $EDITS
+OUT=${OUT:-hf-edit-${SLURM_JOB_ID:-local}}
+GPUS=${SLURM_GPUS_ON_NODE:-4}
+
+run() {
+    if [[ ${DRY_RUN:-0} == 1 ]]; then printf '%q ' "$@"; echo; else "$@"; fi
+}
+
+# every process holds the base, and shares the work on every batch
+run accelerate launch --num_processes "$GPUS" --no_python \
+    hf-edit train --model "$MODEL" --edits "$EDITS" --edits-format "$FORMAT" --format plain --dtype bfloat16 \
+    --out "$OUT/net"
+
+# --device auto spreads a base that is too big for one GPU over all of them
+if [[ -n $FACTS ]]; then
+    run hf-edit apply --model "$MODEL" --edits "$FACTS" --method emsedit --format plain --hypernet "$OUT/net" \
+        --device auto --dtype bfloat16 --out "$OUT/pack"
+    run hf-edit verify "$OUT/pack"
+fi

@@ -1,0 +1,1 @@
+"""Methods beside baselines, on data sets, under one evaluator."""

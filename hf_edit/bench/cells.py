@@ -1,0 +1,268 @@
+"""One cell of a bench: a method on a data set, so many edits together, with a seed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_edit._version import __version__
+from hf_edit.api import edit
+from hf_edit.batching import batched
+from hf_edit.bench.baselines import BASELINES
+from hf_edit.bench.config import BenchConfig, Data, Method
+from hf_edit.bench.costs import Clock, pack_facts, watched
+from hf_edit.bench.pooling import pooled
+from hf_edit.bench.questions import Questions
+from hf_edit.edits import EditSet
+from hf_edit.errors import ConfigError, HfEditWarning
+from hf_edit.evaluation.config import EvaluateConfig
+from hf_edit.evaluation.evaluators import EVALUATORS, chosen
+from hf_edit.evaluation.run import evaluate
+from hf_edit.evaluation.subject import Task
+from hf_edit.files import strict_json
+from hf_edit.models.editable import EditableModel
+from hf_edit.models.fingerprint import running_fingerprint
+from hf_edit.packs.evaluation import Evaluation
+from hf_edit.packs.pack import EditPack
+from hf_edit.progress import Progress, Silent
+from hf_edit.prompting import PromptFormat
+
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is computed and measured at a time.
+
+    Args:
+        together: how many edits a pack teaches; None of a baseline, which has no packs.
+    """
+
+    method: Method
+    data: Data
+    together: int | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        size = [] if self.together is None else [f"by-{self.together}", f"seed-{self.seed}"]
+        return "--".join([self.data.name, self.method.label, *size])
+
+
+def cells_of(config: BenchConfig, sizes: Mapping[str, int]) -> list[Cell]:
+    """Every cell, in the order in which they run: baselines of a data set first.
+
+    Args:
+        sizes: data set -> how many edits it has. More than these together are the same as all of them.
+    """
+    cells = []
+    for data in config.data:
+        count = sizes[data.name]
+        together = list(dict.fromkeys(min(size, count) for size in data.together or (count,)))
+        for method in sorted(config.methods, key=lambda method: not method.is_baseline):
+            if method.is_baseline:
+                cells.append(Cell(method, data, None, config.seeds[0]))
+            else:
+                cells += [Cell(method, data, size, seed) for size in together for seed in config.seeds]
+    return cells
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all cells share.
+
+    Args:
+        folder: where finished cells are kept.
+        keep_packs: keep the packs as well, with their figures and cards.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    config: BenchConfig
+    questions: Mapping[str, Questions]
+    folder: Path
+    keep_packs: bool
+
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Find out what cannot be measured before hours of measuring, not after.
+
+        Raises:
+            ConfigError: the folder holds cells of another bench, or an evaluator has nothing to ask.
+            InvalidEditError: an edit is longer than the model's context.
+        """
+        view = EditableModel.of(self.model)
+        for data in self.config.data:
+            prompts, questions = PromptFormat.of(data.format, self.tokenizer), self.questions[data.name]
+            if view.max_length is not None:
+                prompts.check(questions.edits, view.max_length)
+            settings = self.config.evaluation(data, self.config.seeds[0])
+            chosen(settings.evaluators, Task.of(questions.edits, questions.material, settings, prompts), edited=True)
+        for cell in cells:
+            self._read(self._path(cell), cell)
+
+    def measured(self, cell: Cell, progress: Progress) -> dict[str, Any]:
+        """The cell's record, computed or, where an earlier run has finished it, read.
+
+        Raises:
+            HfEditError: the method cannot teach these edits.
+        """
+        path = self._path(cell)
+        record = self._read(path, cell)
+        if record is None:
+            parts = list(self._parts(cell, progress))
+            evaluations = [Evaluation.from_json(part["evaluation"], cell.name) for part in parts]
+            record = {
+                "format_version": FORMAT_VERSION,
+                "key": self._key(cell),
+                "evaluation": pooled(evaluations, self.questions[cell.data.name].edits, cell.seed).to_json(),
+                "packs": [part["pack"] for part in parts if part["pack"] is not None],
+                "seconds": [part["seconds"] for part in parts],
+                "peak_memory": {
+                    place: max(part["peak_memory"][place] for part in parts) for place in parts[0]["peak_memory"]
+                },
+            }
+            record = kept(path, record)
+            shutil.rmtree(self._unfinished(cell), ignore_errors=True)
+        return record
+
+    def _parts(self, cell: Cell, progress: Progress) -> Iterator[dict[str, Any]]:
+        """One record for each pack, or one for all edits of a baseline; those of a killed run are read."""
+        edits = self.questions[cell.data.name].edits
+        groups = [edits] if cell.together is None else [EditSet(group) for group in batched(edits, cell.together)]
+        if len(groups) > 1:
+            progress.stage(cell.name, len(groups))
+        for number, group in enumerate(groups):
+            path = self._unfinished(cell) / f"{number:04d}.json"
+            part = self._read(path, cell)
+            if part is None:
+                inner = Silent() if len(groups) > 1 else Named(progress, cell.name)
+                part = kept(path, {"key": self._key(cell), **self._part(cell, group, number, len(groups), inner)})
+            if len(groups) > 1:
+                progress.step()
+            yield part
+
+    def _part(self, cell: Cell, edits: EditSet, number: int, of: int, progress: Progress) -> dict[str, Any]:
+        evaluation = self.config.evaluation(cell.data, cell.seed)
+        view, questions = EditableModel.of(self.model), self.questions[cell.data.name]
+        with watched(view.device) as peak:
+            clock = Clock(progress)
+            pack = None if cell.method.is_baseline else self._computed(cell, edits, number, clock)
+            seconds = clock.stop()
+        found = self._evaluated(cell, pack, edits, evaluation, questions, progress)
+        if pack is not None and self.keep_packs:
+            folder = self.folder / "packs" / cell.name
+            pack.with_evaluation(found).save_pretrained(folder if of == 1 else folder / f"{number:04d}")
+        return {
+            "evaluation": found.to_json(),
+            "pack": None if pack is None else pack_facts(pack, view),
+            "seconds": {} if pack is None else seconds,
+            "peak_memory": peak.found,
+        }
+
+    def _computed(self, cell: Cell, edits: EditSet, number: int, progress: Progress) -> EditPack:
+        config = cell.method.config(cell.data.format, cell.seed)
+        resume = self._unfinished(cell) / f"{number:04d}.resume"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", HfEditWarning)  # of edits that were missed, which are counted here
+            return edit(self.model, self.tokenizer, edits, config, progress=progress, resume_dir=resume)
+
+    def _evaluated(
+        self,
+        cell: Cell,
+        pack: EditPack | None,
+        edits: EditSet,
+        config: EvaluateConfig,
+        questions: Questions,
+        progress: Progress,
+    ) -> Evaluation:
+        told = BASELINES.get(cell.method.method)
+        if pack is None and told is None and config.evaluators is not None:  # nothing to compare with
+            config = replace(
+                config, evaluators=tuple(name for name in config.evaluators if not EVALUATORS[name].compares)
+            )
+        return evaluate(
+            self.model,
+            self.tokenizer,
+            pack,
+            edits,
+            config,
+            material=questions.material,
+            context=None if told is None else told(questions),
+            progress=progress,
+        )
+
+    def _path(self, cell: Cell) -> Path:
+        return self.folder / "cells" / f"{cell.name}.json"
+
+    def _unfinished(self, cell: Cell) -> Path:
+        return self.folder / "cells" / f".{cell.name}.unfinished"
+
+    def _key(self, cell: Cell) -> str:
+        """Digest of all that a cell's figures depend on but the libraries, which it names itself."""
+        evaluation = self.config.evaluation(cell.data, cell.seed)
+        parts = {
+            "hf_edit": __version__,
+            "method": cell.method.to_json(),
+            "together": cell.together,
+            "seed": cell.seed,
+            "data": self.questions[cell.data.name].digest,
+            "format": cell.data.format,
+            "evaluate": evaluation.to_json(),
+            "base": running_fingerprint(self.model),
+        }
+        return sha256(strict_json.dumps(parts)).hexdigest()
+
+    def _read(self, path: Path, cell: Cell) -> dict[str, Any] | None:
+        if not path.is_file():
+            return None
+        record = strict_json.loads(path.read_bytes(), str(path))
+        if record.get("key") != self._key(cell):
+            raise ConfigError(
+                f"{path} was measured with other settings, data, base or version.",
+                "Give the bench another folder, or delete that cell to have it measured again.",
+            )
+        return record
+
+
+class Named:
+    """A listener whose stages begin with a name."""
+
+    def __init__(self, listener: Progress, name: str) -> None:
+        self._listener, self._name = listener, name
+
+    def stage(self, name: str, total: int) -> None:
+        """Open a stage."""
+        self._listener.stage(f"{self._name}: {name}", total)
+
+    def step(self, advance: int = 1, **info: float | str) -> None:
+        """Advance it."""
+        self._listener.step(advance, **info)
+
+
+def kept(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Write JSON as a whole or not at all, and return what reading it gives: a resumed run sees nothing else.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = strict_json.dumps(value)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror}.", "Choose a folder with free space that you may write to."
+        ) from error
+    return strict_json.loads(data, str(path))

@@ -1,0 +1,109 @@
+"""What a pack costs: seconds by stage, memory at its peak, bytes on disk, ranks and norms."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_edit.models.editable import EditableModel
+from hf_edit.packs.contents import VALUES, to_files
+from hf_edit.packs.pack import EditPack
+from hf_edit.progress import Progress
+
+
+STATISTICS = "statistics"
+"""How stages begin that are needed once per base, whatever is edited; their results are kept."""
+OTHER = "other"
+
+
+class Clock:
+    """A listener that takes the time of each stage, and hands on what it is told."""
+
+    def __init__(self, listener: Progress) -> None:
+        self._listener = listener
+        self._seconds: dict[str, float] = {}
+        self._stage, self._began = OTHER, time.perf_counter()
+
+    def stage(self, name: str, total: int) -> None:
+        """Open a stage."""
+        self._turn(STATISTICS if name.startswith(STATISTICS) else name)
+        self._listener.stage(name, total)
+
+    def step(self, advance: int = 1, **info: float | str) -> None:
+        """Advance it."""
+        self._listener.step(advance, **info)
+
+    def stop(self) -> dict[str, float]:
+        """Stage -> seconds; `other` is what came before the first."""
+        self._turn(OTHER)
+        return {name: round(seconds, 3) for name, seconds in self._seconds.items()}
+
+    def _turn(self, stage: str) -> None:
+        now = time.perf_counter()
+        self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + now - self._began
+        self._stage, self._began = stage, now
+
+
+class Peak:
+    """The most memory that was in use, in bytes, while a `watched` block ran."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, int] = {}
+
+
+@contextmanager
+def watched(device: torch.device) -> Iterator[Peak]:
+    """Of the process (resident) and, where it computes on one, of the CUDA device.
+
+    Linux can begin a new count for each block; elsewhere the process's is that since it was started.
+    """
+    peak, cuda = Peak(), device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    yield peak
+    peak.found = {"process": _resident_peak(), **({"cuda": torch.cuda.max_memory_allocated(device)} if cuda else {})}
+
+
+def pack_facts(pack: EditPack, view: EditableModel) -> dict[str, Any]:
+    """Size, rank and norms of a pack, as JSON.
+
+    Args:
+        view: on the pack's base.
+    """
+    files = to_files(pack, "portable", values=True)
+    changed = {linear.name: linear for linear in view.linears_named(list(pack.deltas))}
+    return {
+        "edits": len(pack.edits),
+        "bytes": sum(len(data) for name, data in files.items() if name != VALUES),
+        "bytes_of_values": len(files.get(VALUES, b"")),
+        "modules": {
+            name: {
+                "layer": changed[name].layer,
+                "rank": delta.rank,
+                "norm": round(delta.norm(), 6),
+                "relative_norm": round(delta.norm() / _norm(changed[name].module), 6),
+            }
+            for name, delta in pack.deltas.items()
+        },
+    }
+
+
+def _norm(module: Any) -> float:
+    return float(module.weight.detach().float().norm())
+
+
+def _resident_peak() -> int:
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,74 @@
+"""Many packs of one data set as one evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from statistics import fmean
+
+from hf_edit.edits import EditSet
+from hf_edit.evaluation.figures import figure
+from hf_edit.evaluation.figures import pooled as pooled_metric
+from hf_edit.packs.evaluation import Evaluation, Figure, Metric
+
+
+SHARED = ("unrelated", "perplexity")
+"""Evaluators that ask every pack the same: of their figures the packs are the records, not the questions."""
+HARMONIC = {"success.score": ("success.efficacy", "success.paraphrase", "success.neighbourhood")}
+"""Metrics that are made of others, record by record."""
+
+
+def pooled(evaluations: Sequence[Evaluation], edits: EditSet, seed: int) -> Evaluation:
+    """All records together; what cannot be pooled, such as scores that another library made, is left out.
+
+    Args:
+        evaluations: with the same evaluators, each of some of the edits.
+        edits: all of them.
+    """
+    first = evaluations[0]
+    if len(evaluations) == 1:
+        return first
+    metrics = [one for metric in first.metrics if (one := _together(metric.name, evaluations, seed)) is not None]
+    seconds = {key: round(sum(one.seconds[key] for one in evaluations), 2) for key in first.seconds}
+    return Evaluation(
+        pack=None,
+        metrics=tuple(metrics),
+        generations=tuple(generation for one in evaluations for generation in one.generations),
+        protocol={
+            **first.protocol,
+            "packs": len(evaluations),
+            "edits": {"count": len(edits), "sha256": sha256(edits.dumps().encode()).hexdigest()},
+        },
+        environment=first.environment,
+        seconds=seconds,
+    )
+
+
+def _together(name: str, evaluations: Sequence[Evaluation], seed: int) -> Metric | None:
+    parts = [metric for one in evaluations for metric in one.metrics if metric.name == name]
+    if name in HARMONIC:
+        return _harmonic(name, evaluations, seed)
+    if any(not look.values for metric in parts for look in (metric.before, metric.after) if look is not None):
+        return None
+    if name.split(".")[0] in SHARED:
+        return replace(parts[0], after=_of_packs([metric.after for metric in parts], parts[0].statistic, seed))
+    return pooled_metric(parts, seed)
+
+
+def _of_packs(figures: Sequence[Figure | None], statistic: str, seed: int) -> Figure | None:
+    return figure([fmean(one.values) for one in figures if one is not None], statistic, seed)
+
+
+def _harmonic(name: str, evaluations: Sequence[Evaluation], seed: int) -> Metric:
+    found = next(metric for one in evaluations for metric in one.metrics if metric.name == name)
+
+    def of(look: Callable[[Metric], Figure | None]) -> Figure | None:
+        rows: list[tuple[float, ...]] = []
+        for one in evaluations:
+            columns = [known.values for part in HARMONIC[name] if (known := look(one[part])) is not None]
+            if len(columns) == len(HARMONIC[name]) and len({len(column) for column in columns}) == 1:
+                rows.extend(zip(*columns, strict=True))
+        return figure(rows, found.statistic, seed)
+
+    return replace(found, before=of(lambda metric: metric.before), after=of(lambda metric: metric.after))

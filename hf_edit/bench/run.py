@@ -1,0 +1,115 @@
+"""Running a bench: cell by cell, kept as they are finished, into one bench.json."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_edit.bench.cells import FORMAT_VERSION, Bench, Cell, cells_of, kept
+from hf_edit.bench.config import BenchConfig
+from hf_edit.bench.questions import read_questions, running_text
+from hf_edit.bench.summary import summary
+from hf_edit.errors import HfEditError
+from hf_edit.hub.client import is_repo_id
+from hf_edit.models.editable import EditableModel
+from hf_edit.processes import Processes, alone
+from hf_edit.progress import Progress, Silent
+
+
+RESULT = "bench.json"
+
+
+def run_bench(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: BenchConfig,
+    out: str | os.PathLike[str],
+    *,
+    data_folder: Path | None = None,
+    keep_packs: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure every method on every data set and write `out`/bench.json.
+
+    Finished cells lie in `out`/cells, and are not measured again: a bench that was killed goes on where it was.
+    Started by `accelerate launch`, several processes share the cells; they must see the same folder, and the first of
+    them writes the result. A cell whose method cannot teach the edits is told as refused, and the others go on.
+
+    Args:
+        model: the base, which comes back as it was.
+        data_folder: of the files that the data sets name; none: $HF_EDIT_DATA, or the working directory.
+        keep_packs: save every pack with its figures and card in `out`/packs.
+        progress: who is told how far it is.
+
+    Returns:
+        What bench.json holds.
+
+    Raises:
+        ConfigError: a file is not there, an evaluator has nothing to ask, or `out` holds cells of another bench.
+        InvalidEditError: a file cannot be read as edits, or an edit is longer than the model's context.
+    """
+    text = running_text(config.text, data_folder)
+    questions = {data.name: read_questions(data, text, data_folder) for data in config.data}
+    bench = Bench(model, tokenizer, config, questions, Path(out), keep_packs)
+    cells = cells_of(config, {name: len(one.edits) for name, one in questions.items()})
+    bench.check(cells)
+    view, listener = EditableModel.of(model), progress or Silent()
+
+    def measured(cell: Cell) -> dict[str, Any]:
+        try:
+            with alone():
+                return summary(cell, bench.measured(cell, listener))
+        except HfEditError as error:
+            return {"name": cell.name, "refused": error.message}
+
+    processes = Processes.joined(view.device)
+    found = processes.map(measured, cells)
+    result = {
+        "format_version": FORMAT_VERSION,
+        "settings": config.to_json(),
+        "base": _base(model, view),
+        "environment": _environment(processes.count),
+        "edits": {name: {"ids": list(one.edits.ids), "sha256": one.digest} for name, one in questions.items()},
+        "cells": [cell for cell in found if "refused" not in cell],
+        "refused": [cell for cell in found if "refused" in cell],
+    }
+    if processes.rank == 0:
+        kept(Path(out) / RESULT, result)
+    return result
+
+
+def _base(model: PreTrainedModel, view: EditableModel) -> dict[str, Any]:
+    origin = model.config._name_or_path
+    return {
+        "id": origin if origin and is_repo_id(origin) else None,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "model_type": model.config.model_type,
+        "layers": view.n_layers,
+        "hidden_size": view.hidden_size,
+        "parameters": model.num_parameters(),
+    }
+
+
+def _environment(processes: int) -> dict[str, Any]:
+    """The hardware; versions, dtype and device stand with each cell."""
+    return {
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )

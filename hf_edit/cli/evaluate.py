@@ -1,0 +1,150 @@
+"""`hf-edit evaluate`: what a model says before and after an edit, measured."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hf_edit.cli.inputs import READERS, read_edits, read_settings
+from hf_edit.cli.options import Device, Dtype, Json, Model, Revision, Seed
+from hf_edit.cli.output import print_facts, print_json, print_table
+from hf_edit.cli.progress import Bars
+from hf_edit.errors import ConfigError, HfEditWarning
+
+
+if TYPE_CHECKING:
+    from hf_edit.edits import EditSet
+    from hf_edit.evaluation.config import Material
+    from hf_edit.packs.evaluation import Evaluation
+    from hf_edit.packs.pack import EditPack
+
+
+def evaluate(
+    model: Model,
+    pack: Annotated[
+        str | None,
+        typer.Argument(help="A pack: directory or Hub id. Without one the model is measured as it is."),
+    ] = None,
+    edits: Annotated[
+        Path | None, typer.Option(help="File of edits to ask, with their probes. [default: those of the pack]")
+    ] = None,
+    edits_format: Annotated[str, typer.Option(help=f"Layout of the file: {', '.join(READERS)}.")] = "jsonl",
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N edits of the file.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Evaluators, separated by commas. [default: all that there are probes for]")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="UTF-8 text whose perplexity is measured.")] = None,
+    material: Annotated[
+        Path | None, typer.Option(help="JSON object with old_answers, aliases, strangers or unrelated.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings of the evaluation, .json or .toml.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
+    ] = None,
+    seed: Seed = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    out: Annotated[Path | None, typer.Option(help="File for the whole evaluation, as JSON.")] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Write the evaluation into the pack, and onto its card.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a model before and after a pack: by what it says on its own first of all.
+
+    Questions are answered freely, greedily and to a natural stop: the edits' own and other wordings of them, what must
+    not change, and what follows from the edits. Every figure comes with a 95 % interval and its protocol.
+    """
+    from hf_edit.evaluation.config import EvaluateConfig
+    from hf_edit.evaluation.run import evaluate as evaluated
+    from hf_edit.models.loading import load_model
+    from hf_edit.packs.pack import EditPack
+
+    named = None if only is None else [name.strip() for name in only.split(",")]
+    settings = EvaluateConfig.from_mapping(read_settings(config, set_ or (), {"evaluators": named, "seed": seed}))
+    if save:
+        _check_savable(pack)
+    opened = None if pack is None else EditPack.from_pretrained(pack)
+    asked = None if edits is None else read_edits(edits, edits_format, limit)
+    known = _material(material, text, asked if edits_format == "counterfact" else None)
+    base, tokenizer = load_model(model, dtype=dtype, device=device, revision=revision)
+    with Bars() as progress:
+        evaluation = evaluated(base, tokenizer, opened, asked, settings, material=known, progress=progress)
+    if out is not None:
+        out.write_text(json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if save and opened is not None and pack is not None:
+        _save(opened, evaluation, Path(pack))
+    if as_json:
+        print_json(evaluation.to_json())
+    else:
+        _print(evaluation)
+
+
+def _material(file: Path | None, text: Path | None, counterfact: EditSet | None) -> Material:
+    """What the files hold; CounterFact's own old answers unless others are given."""
+    from hf_edit.datasets.counterfact import old_answers
+    from hf_edit.evaluation.config import Material
+    from hf_edit.validation import located, parse_json, read_text
+
+    given: dict[str, Any] = {}
+    if file is not None:
+        with located(str(file)):
+            given = parse_json(read_text(file))
+            Material.from_json(given)
+    if counterfact is not None:
+        given = {"old_answers": old_answers(counterfact), **given}
+    return Material.from_json(given, None if text is None else read_text(text))
+
+
+def _check_savable(pack: str | None) -> None:
+    """Find out before minutes of asking, not after, that there is no folder to save into."""
+    if pack is None or not Path(pack).is_dir():
+        raise ConfigError(
+            f"{pack or 'No pack'} is no folder that an evaluation could be saved in.",
+            "Give the folder of a pack; `hf-edit pull` fetches one from the Hub.",
+        )
+
+
+def _save(pack: EditPack, evaluation: Evaluation, folder: Path) -> None:
+    signed = any(folder.glob("*.sig"))
+    measured = pack.with_evaluation(evaluation)
+    measured.save_pretrained(folder, layout=pack.manifest.layout, values=pack.source is not None)
+    if signed:
+        warnings.warn(
+            f"The signature of {folder} was of the pack without figures and is gone: sign it again.",
+            HfEditWarning,
+            stacklevel=2,
+        )
+
+
+def _print(evaluation: Evaluation) -> None:
+    from hf_edit.packs.card import shown_figure
+
+    edited = any(metric.after for metric in evaluation.metrics)
+    rows = [
+        (
+            metric.name + ("" if metric.higher_is_better else " (lower is better)"),
+            shown_figure(metric.before),
+            *([shown_figure(metric.after)] if edited else []),
+            metric.figure.n,
+            metric.protocol,
+        )
+        for metric in evaluation.metrics
+    ]
+    columns = ("metric", "before", "after", "n", "protocol") if edited else ("metric", "model", "n", "protocol")
+    print_table("Measured, with 95 % intervals", columns, rows)
+    protocol, seconds = evaluation.protocol, evaluation.seconds
+    print_facts(
+        (
+            ("format", protocol["format"]),
+            ("decoding", f"{protocol['decoding']}, cut off at {protocol['max_new_tokens']} tokens"),
+            ("edits", protocol["edits"]["count"]),
+            ("questions", len(evaluation.generations)),
+            ("took", " + ".join(f"{value:.1f} s" for value in seconds.values())),
+        )
+    )

@@ -1,0 +1,102 @@
+"""What an evaluation is to do, and what is asked beside the edits' own probes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_edit.edits import Probe, Prompt
+from hf_edit.evaluation.hops import Hop
+from hf_edit.evaluation.unrelated import unrelated_prompts
+from hf_edit.settings import Settings, setting
+from hf_edit.validation import checked_fields, checked_items, checked_object, checked_text
+
+
+SHORTEST_LIMIT = 64
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Settings):
+    """Which evaluators run, and how questions are put."""
+
+    evaluators: tuple[str, ...] | None = setting(None, "Evaluators by name. None: all that there are probes for.")
+    format: str | None = setting(
+        None,
+        "Prompt format; None is the pack's, or chat where the tokenizer has a template.",
+        choices=("chat", "plain", "qa"),
+    )
+    max_new_tokens: int | None = setting(
+        None,
+        f"Where answers to the edits' questions are cut off, one limit for all. None: twice the longest target, and "
+        f"{SHORTEST_LIMIT} at least.",
+        at_least=1,
+    )
+    probe_tokens: int = setting(48, "Where answers to all other questions are cut off.", at_least=1)
+    drift_questions: int = setting(32, "Most questions of a kind whose answers' divergence is taken.", at_least=1)
+    drift_tokens: int = setting(32, "Tokens of each such answer.", at_least=1)
+    strangers: int = setting(
+        2, "Questions of the same kind to invent for each edit, where none are given.", at_least=1
+    )
+    perplexity_tokens: int = setting(8192, "How much of the text is scored.", at_least=2)
+    retention: int = setting(100, "How many of the first edits are looked at apart from the others.", at_least=1)
+    bertscore_model: str | None = setting(None, "An encoder for BERTScore: folder, or id in the local cache.")
+    bertscore_layer: int = setting(-1, "Which of its hidden states is compared; -1 is the last.")
+    sentence_model: str | None = setting(
+        None, "An encoder for the sentence cosine of anyedit_compat: folder, or id in the local cache."
+    )
+    tasks: tuple[str, ...] = setting((), "Tasks of lm-eval, for the evaluator general.")
+    task_limit: int | None = setting(None, "Records of each task. None: all.", at_least=1)
+    batch: int = setting(8, "Questions answered at a time.", at_least=1)
+    seed: int = setting(0, "Of intervals and of invented questions.", at_least=0)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is known beyond the edits themselves.
+
+    Args:
+        old_answers: edit id -> the answer that the edit replaces.
+        aliases: an answer -> other ways to say it, which count as well.
+        hops: edit id -> questions several steps away.
+        strangers: questions of the same kind as the edits', about things that are not edited. None given: the base
+            invents some.
+        unrelated: questions that have nothing to do with any edit.
+        text: running text for perplexity.
+    """
+
+    old_answers: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    hops: Mapping[str, Sequence[Hop]] = field(default_factory=dict)
+    strangers: Sequence[Prompt] = ()
+    unrelated: Sequence[Prompt] = field(default_factory=unrelated_prompts)
+    text: str | None = None
+
+    def accepted(self, answer: str) -> tuple[str, ...]:
+        """The answer and its aliases."""
+        return (answer, *self.aliases.get(answer, ()))
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], text: str | None = None) -> Material:
+        """From JSON values: `old_answers`, `aliases`, `strangers`, `unrelated`, all optional.
+
+        Raises:
+            InvalidEditError: a field is unknown or of the wrong type.
+        """
+        given = checked_fields(
+            value, "The material", required=(), optional=("old_answers", "aliases", "strangers", "unrelated")
+        )
+        plain: dict[str, Any] = {}
+        for name in set(given) & {"strangers", "unrelated"}:
+            plain[name] = [Probe(item).prompt for _, item in checked_items(given[name], f"The field {name}")]
+        if "old_answers" in given:
+            plain["old_answers"] = {
+                id: checked_text(answer, f"The old answer of {id!r}")
+                for id, answer in checked_object(given["old_answers"], "The field old_answers").items()
+            }
+        if "aliases" in given:
+            plain["aliases"] = {
+                answer: [checked_text(one, f"An alias of {answer!r}") for _, one in checked_items(some, "The aliases")]
+                for answer, some in checked_object(given["aliases"], "The field aliases").items()
+            }
+        return cls(**plain, text=text)

@@ -1,0 +1,97 @@
+"""Does the model stand by the edit when it is asked whether it is true?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+
+from hf_edit.edits import Edit, question_of
+from hf_edit.evaluation.evaluators.base import About, Evaluator, Observed
+from hf_edit.evaluation.matching import normalised
+from hf_edit.evaluation.subject import Question, Subject, Task
+
+
+SHORT = 12
+"""Words of a target that fits into a question about it."""
+YES, NO = frozenset({"yes", "true", "correct", "right"}), frozenset({"no", "false", "incorrect", "wrong", "not"})
+
+
+class FactCheck(Evaluator):
+    """Statements made from the edits by a rule, to be called true or false.
+
+    The taught answer is to be accepted, another one refused, and the negation of the taught one denied. A model that
+    always says yes, or always no, gets no more than it deserves: look at all three.
+    """
+
+    name = "fact_check"
+    metrics = {
+        "accepts": About(
+            f"Share of edits with targets of up to {SHORT} words of which the model says yes, asked whether they are "
+            "right."
+        ),
+        "refuses": About(
+            "Share of these of which it says no, asked whether another answer (the old one, or another edit's) is "
+            "right."
+        ),
+        "denies": About("Share of these of which it says no, asked whether the taught answer is wrong."),
+    }
+    needs = f"edits with targets of up to {SHORT} words"
+
+    def applies(self, task: Task) -> bool:
+        return any(_is_short(edit) for edit in task.edits)
+
+    def observe(self, subject: Subject, before: Observed | None) -> Observed:
+        del before
+        task = subject.task
+        edits = [edit for edit in task.edits if _is_short(edit)]
+        others = [(edit, other) for i, edit in enumerate(edits) if (other := _other(task, edits, i)) is not None]
+        asked = {
+            "accepts": [_checked(edit, edit.target, "right", "yes") for edit in edits],
+            "refuses": [_checked(edit, other, "right", "no") for edit, other in others],
+            "denies": [_checked(edit, edit.target, "wrong", "no") for edit in edits],
+        }
+        scores = {}
+        for name, questions in asked.items():
+            answers = subject.answers(questions, task.config.probe_tokens)
+            scores[name] = [
+                float(verdict(answer.text) == question.accepted[0])
+                for answer, question in zip(answers, questions, strict=True)
+            ]
+        return Observed(scores)
+
+
+def verdict(answer: str) -> str | None:
+    """`yes` or `no`, whichever the answer says first; None if neither."""
+    for word in normalised(answer).split():
+        if word in YES:
+            return "yes"
+        if word in NO:
+            return "no"
+    return None
+
+
+def _checked(edit: Edit, answer: str, claim: str, expected: str) -> Question:
+    """Whether this answer is right, or wrong, as a question."""
+    question = question_of(edit.prompt).strip()
+    if question.endswith("?"):
+        told = f'The answer to the question "{question}" is "{answer.strip()}".'
+    else:  # a sentence to be continued, or a request
+        told = f'"{question}" is answered by "{answer.strip()}".'
+    text = f"{told} Is this {claim}? Answer yes or no."
+    prompt = text if isinstance(edit.prompt, str) else (*edit.prompt[:-1], replace(edit.prompt[-1], content=text))
+    return Question("fact_check", prompt, edit.id, (expected,))
+
+
+def _is_short(edit: Edit) -> bool:
+    return len(edit.target.split()) <= SHORT
+
+
+def _other(task: Task, edits: Sequence[Edit], place: int) -> str | None:
+    """An answer that is not right: the old one, or the next edit's that differs."""
+    edit = edits[place]
+    if edit.id in task.material.old_answers:
+        return task.material.old_answers[edit.id]
+    right = {normalised(answer) for answer in task.material.accepted(edit.target)}
+    following = (one.target for one in chain(edits[place + 1 :], edits[:place]))
+    return next((target for target in following if normalised(target) not in right), None)

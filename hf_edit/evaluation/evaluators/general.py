@@ -1,0 +1,90 @@
+"""General ability, by tasks of lm-eval (the language model evaluation harness), an extra."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from statistics import NormalDist
+from typing import Any, ClassVar
+
+from hf_edit.errors import ConfigError
+from hf_edit.evaluation.evaluators.base import About, Evaluator, Observed
+from hf_edit.evaluation.extras import needed
+from hf_edit.evaluation.intervals import LEVEL
+from hf_edit.evaluation.subject import Subject, Task
+from hf_edit.packs.evaluation import FIXED, FREE, Figure
+
+
+class General(Evaluator):
+    """Tasks are named by the setting `tasks`; the model is handed over as it stands, with its chat template unused."""
+
+    name = "general"
+    metrics: ClassVar[Mapping[str, About]] = {}
+    needs = "tasks of lm-eval (the setting tasks)"
+
+    def applies(self, task: Task) -> bool:
+        return bool(task.config.tasks)
+
+    def check(self, task: Task) -> None:
+        super().check(task)
+        _harness()
+
+    def observe(self, subject: Subject, before: Observed | None) -> Observed:
+        del before
+        config = subject.task.config
+        harness, models = _harness()
+        model = models.HFLM(
+            pretrained=subject.model, tokenizer=subject.task.prompts.tokenizer, batch_size=config.batch
+        )
+        try:
+            found = harness.simple_evaluate(
+                model=model,
+                tasks=list(config.tasks),
+                limit=config.task_limit,
+                random_seed=config.seed,
+                bootstrap_iters=1000,
+                log_samples=False,
+            )
+        except (KeyError, OSError, ValueError) as error:
+            raise ConfigError(
+                f"lm-eval could not run {', '.join(config.tasks)}: {error}",
+                "Check the names of the tasks (lm-eval ls tasks), and that their data can be had.",
+            ) from error
+        return _observed(found)
+
+
+def _observed(found: Mapping[str, Any]) -> Observed:
+    """Metrics of lm-eval's results, each with a normal interval from its standard error."""
+    scores: dict[str, Figure] = {}
+    about: dict[str, About] = {}
+    for task, results in found["results"].items():
+        n = int(found["n-samples"][task]["effective"])
+        for key, value in results.items():
+            metric, comma, variant = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+                continue
+            name = f"{_plain(task)}.{_plain(metric)}" + ("" if variant == "none" else f".{_plain(variant)}")
+            scores[name] = _figure(float(value), results.get(f"{metric}_stderr,{variant}"), n)
+            free = found["configs"].get(task, {}).get("output_type") == "generate_until"
+            about[name] = About(
+                f"{metric} of the task {task} of lm-eval {needed('lm_eval', 'lm-eval', 'general').__version__}.",
+                FREE if free else FIXED,
+                bool(found["higher_is_better"].get(task, {}).get(metric, True)),
+            )
+    return Observed(scores, about=about)
+
+
+def _figure(value: float, error: Any, n: int) -> Figure:
+    if not isinstance(error, (int, float)):
+        return Figure(value, None, None, n)
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    return Figure(value, value - z * error, value + z * error, n)
+
+
+def _plain(name: str) -> str:
+    """As part of the name of a metric."""
+    return re.sub(r"\W", "_", name, flags=re.ASCII)
+
+
+def _harness() -> tuple[Any, Any]:
+    return needed("lm_eval", "lm-eval", "lm-eval"), needed("lm_eval.models.huggingface", "lm-eval", "lm-eval")

@@ -1,0 +1,112 @@
+"""Answers that an edit must leave alone, against those of the model without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+
+from hf_edit.evaluation.evaluators.base import About, Evaluator, Observed
+from hf_edit.evaluation.subject import Answer, Question, Subject, Task
+from hf_edit.packs.evaluation import FIXED
+from hf_edit.prompting import Encoded, PromptFormat
+
+
+def held_metrics(whose: str) -> dict[str, About]:
+    """What `Held` measures of questions of a kind."""
+    return {
+        "same": About(
+            f"Share of free answers to {whose} that are, token for token, those of the model without the edit."
+        ),
+        "kl": About(
+            f"KL(without || with the edit) in nats per token along the unedited model's own answers to {whose}.",
+            FIXED,
+            higher_is_better=False,
+        ),
+        "agreement": About(
+            f"Share of the tokens of the unedited model's own answers to {whose} at which the same token is the "
+            "likeliest for both.",
+            FIXED,
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class Before:
+    """What the unedited model said.
+
+    Args:
+        texts, log_probs: of some of the questions: their answers as ids, and (a, V) along them.
+    """
+
+    questions: Sequence[Question]
+    answers: Sequence[Answer]
+    followed: Sequence[Question]
+    texts: Sequence[Encoded]
+    log_probs: Sequence[Tensor]
+
+
+class Held(Evaluator):
+    """Questions of a kind whose answers are not to change."""
+
+    compares = True
+
+    def questions(self, subject: Subject) -> Sequence[Question]:
+        """What is asked; found while the model has no edit."""
+        raise NotImplementedError
+
+    def prompts(self, task: Task) -> PromptFormat:
+        """The format in which it is asked."""
+        return task.prompts
+
+    def observe(self, subject: Subject, before: Observed | None) -> Observed:
+        task = subject.task
+        prompts, limit = self.prompts(task), task.config.probe_tokens
+        if before is None:
+            questions = self.questions(subject)
+            answers = subject.answers(questions, limit, prompts)
+            chosen = spread(range(len(questions)), task.config.drift_questions)
+            texts = [_text(subject, prompts, questions[i], answers[i]) for i in chosen]
+            followed = [questions[i] for i in chosen]
+            return Observed({}, Before(questions, answers, followed, texts, subject.distributions(texts)))
+        base: Before = before.kept
+        now = subject.answers(base.questions, limit, prompts)
+        same = [float(a.ids == b.ids) for a, b in zip(base.answers, now, strict=True)]
+        own = [
+            Encoded((*ids, *text.answer_ids), len(ids))
+            for question, text in zip(base.followed, base.texts, strict=True)
+            for ids in [prompts.prompt_ids(subject.put(question.prompt))]
+        ]
+        pairs = list(zip(base.log_probs, subject.distributions(own), strict=True))
+        return Observed(
+            {
+                "same": by_edit(base.questions, same),
+                "kl": [float((p.exp() * (p - q)).sum(-1).mean()) for p, q in pairs],
+                "agreement": [float((p.argmax(-1) == q.argmax(-1)).float().mean()) for p, q in pairs],
+            }
+        )
+
+
+def by_edit(questions: Sequence[Question], scores: Sequence[float]) -> list[float]:
+    """Averages for each edit; questions that belong to none stand for themselves."""
+    found: dict[Any, list[float]] = {}
+    for i, (question, score) in enumerate(zip(questions, scores, strict=True)):
+        found.setdefault(i if question.edit is None else question.edit, []).append(score)
+    return [fmean(some) for some in found.values()]
+
+
+def spread(items: Iterable[Any], most: int) -> list[Any]:
+    """At most so many, evenly spaced."""
+    all_of_them = list(items)
+    count = min(most, len(all_of_them))
+    return [all_of_them[i * len(all_of_them) // count] for i in range(count)]
+
+
+def _text(subject: Subject, prompts: PromptFormat, question: Question, answer: Answer) -> Encoded:
+    """The question with the beginning of its answer; where the model stopped within it, its end too."""
+    asked, most = prompts.prompt_ids(subject.put(question.prompt)), subject.task.config.drift_tokens
+    ends = (prompts.end_id,) if answer.stopped else ()
+    return Encoded((*asked, *(*answer.ids, *ends)[:most]), len(asked))

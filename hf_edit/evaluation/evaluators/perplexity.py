@@ -1,0 +1,36 @@
+"""How well the model still predicts running text: the cheap alarm for collapse."""
+
+from __future__ import annotations
+
+from hf_edit.errors import ConfigError
+from hf_edit.evaluation.drift import SEQUENCE, sequence_losses
+from hf_edit.evaluation.evaluators.base import About, Evaluator, Observed
+from hf_edit.evaluation.subject import Subject, Task
+from hf_edit.packs.evaluation import FIXED
+
+
+class Perplexity(Evaluator):
+    """Of the beginning of the text that is given."""
+
+    name = "perplexity"
+    metrics = {
+        "text": About(
+            f"Perplexity of running text, in stretches of up to {SEQUENCE} tokens.",
+            FIXED,
+            higher_is_better=False,
+            statistic="exp_mean",
+        )
+    }
+    needs = "a text"
+
+    def applies(self, task: Task) -> bool:
+        return bool(task.material.text)
+
+    def observe(self, subject: Subject, before: Observed | None) -> Observed:
+        del before
+        task = subject.task
+        ids = task.prompts.text_ids(task.material.text or "")[: task.config.perplexity_tokens]
+        length = min(SEQUENCE, subject.view.max_length or SEQUENCE, len(ids))
+        if length < 2:
+            raise ConfigError(f"The text for perplexity has {len(ids)} tokens.", "Give a longer one.")
+        return Observed({"text": sequence_losses(subject.model, ids, length)})

@@ -1,0 +1,163 @@
+"""A model as it stands, being asked: every question once, every answer kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_edit.batching import batched
+from hf_edit.edits import Edit, Prompt, prompt_key
+from hf_edit.errors import ConfigError
+from hf_edit.evaluation.config import SHORTEST_LIMIT, EvaluateConfig, Material
+from hf_edit.evaluation.edit_scores import EditScore, edit_scores
+from hf_edit.evaluation.following import answer_logits
+from hf_edit.models.editable import EditableModel
+from hf_edit.models.generation import continuations
+from hf_edit.prompting import Encoded, PromptFormat
+
+
+Context = Callable[[Prompt], Prompt]
+"""Puts what is to be read in front of a question."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Something to answer freely; `edit` is the id of the edit that it belongs to, if to one."""
+
+    kind: str
+    prompt: Prompt
+    edit: str | None = None
+    accepted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer: its text, its ids without the end of the turn, and whether the model ended it by itself."""
+
+    text: str
+    ids: tuple[int, ...]
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every model of an evaluation is asked.
+
+    Args:
+        prompts: the format of the edits.
+        chat: the format of questions that have nothing to do with them: chat where there is a template.
+        max_new_tokens: of answers to the edits' own questions.
+    """
+
+    edits: Sequence[Edit]
+    material: Material
+    config: EvaluateConfig
+    prompts: PromptFormat
+    chat: PromptFormat
+    max_new_tokens: int
+
+    @classmethod
+    def of(cls, edits: Sequence[Edit], material: Material, config: EvaluateConfig, prompts: PromptFormat) -> Task:
+        """The task, with one limit for all answers to the edits' questions."""
+        longest = max((len(prompts.encode(edit.prompt, edit.target).answer_ids) for edit in edits), default=0)
+        limit = config.max_new_tokens or max(SHORTEST_LIMIT, 2 * longest)
+        return cls(edits, material, config, prompts, PromptFormat.of(None, prompts.tokenizer), limit)
+
+    def own(self, edit: Edit) -> Question:
+        """The edit's own question."""
+        return Question("prompt", edit.prompt, edit.id, self.material.accepted(edit.target))
+
+    def reworded(self, edit: Edit) -> list[Question]:
+        """Its paraphrases."""
+        return [
+            Question("paraphrase", prompt, edit.id, self.material.accepted(edit.target)) for prompt in edit.paraphrases
+        ]
+
+
+class Subject:
+    """One model.
+
+    Args:
+        context: applied to every question before it is put.
+    """
+
+    def __init__(self, view: EditableModel, task: Task, context: Context | None = None) -> None:
+        self.view, self.task = view, task
+        self._context = context
+        self._answers: dict[tuple[str, str, int], Answer] = {}
+        self.asked: dict[tuple[str, str | None, str], tuple[Question, str]] = {}
+        """Every question so far, in order, with its answer."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model itself."""
+        return self.view.model
+
+    def put(self, prompt: Prompt) -> Prompt:
+        """The question as this model gets it."""
+        return self._context(prompt) if self._context else prompt
+
+    def answers(self, questions: Sequence[Question], limit: int, prompts: PromptFormat | None = None) -> list[Answer]:
+        """Greedy answers with a natural stop, cut at `limit` tokens, in order; what was asked before is remembered.
+
+        Raises:
+            ConfigError: a question leaves no room for an answer in the model's context.
+        """
+        prompts = prompts or self.task.prompts
+        keys = [(prompts.name, prompt_key(question.prompt), limit) for question in questions]
+        new = {key: question for key, question in zip(keys, questions, strict=True) if key not in self._answers}
+        for part in batched(list(new.items()), self.task.config.batch):
+            rows = [prompts.prompt_ids(self.put(question.prompt)) for _, question in part]
+            room = self._room(rows, limit)
+            for (key, _), ids in zip(part, continuations(self.model, rows, prompts.stop_ids, room), strict=True):
+                self._answers[key] = Answer(prompts.decode(ids), tuple(ids), len(ids) < room)
+        for key, question in zip(keys, questions, strict=True):
+            self.asked.setdefault((question.kind, question.edit, key[1]), (question, self._answers[key].text))
+        return [self._answers[key] for key in keys]
+
+    def own(self) -> Iterator[tuple[Edit, Answer]]:
+        """Every edit with the answer to its own question."""
+        task = self.task
+        return zip(task.edits, self.answers([task.own(edit) for edit in task.edits], task.max_new_tokens), strict=True)
+
+    def reworded(self) -> Iterator[tuple[Edit, list[Answer]]]:
+        """Every edit that has paraphrases, with the answers to them."""
+        edits = [edit for edit in self.task.edits if edit.paraphrases]
+        questions = [question for edit in edits for question in self.task.reworded(edit)]
+        said = iter(self.answers(questions, self.task.max_new_tokens))
+        return ((edit, [next(said) for _ in edit.paraphrases]) for edit in edits)
+
+    @cached_property
+    def scores(self) -> list[EditScore]:
+        """Every edit under teacher forcing, old answers among what is compared where all are known."""
+        edits, old = self.task.edits, self.task.material.old_answers
+        known = [old[edit.id] for edit in edits] if all(edit.id in old for edit in edits) else None
+        return edit_scores(self.model, self.task.prompts, [self._put(edit) for edit in edits], known)
+
+    def distributions(self, texts: Sequence[Encoded]) -> list[Tensor]:
+        """Per text (a, V): the log probabilities of each of its answer's tokens, fp32 on the CPU."""
+        found = {i: logits.log_softmax(-1).cpu() for i, logits, _ in answer_logits(self.model, texts, batch=4)}
+        return [found[i] for i in range(len(texts))]
+
+    def _put(self, edit: Edit) -> Edit:
+        return replace(
+            edit,
+            prompt=self.put(edit.prompt),
+            paraphrases=tuple(self.put(prompt) for prompt in edit.paraphrases),
+            locality=tuple(replace(probe, prompt=self.put(probe.prompt)) for probe in edit.locality),
+        )
+
+    def _room(self, rows: Sequence[Sequence[int]], limit: int) -> int:
+        longest, most = max(map(len, rows)), self.view.max_length
+        if most is None:
+            return limit
+        if longest >= most:
+            raise ConfigError(
+                f"A question takes {longest} tokens, and the model's context holds {most}.",
+                "Shorten the questions, or leave out the evaluators that put text in front of them.",
+            )
+        return min(limit, most - longest)

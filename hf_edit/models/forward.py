@@ -1,0 +1,24 @@
+"""Calling a model's forward, whichever of the usual arguments it knows."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def run(model: nn.Module, ids: Tensor, mask: Tensor | None = None, **arguments: Any) -> Any:
+    """The model's own output for ids (B, T).
+
+    Args:
+        mask: (B, P + T), 0 at padding; None: there is none.
+        arguments: such as use_cache (False unless given) or logits_to_keep; those that the forward does not know are
+            left out.
+    """
+    given = {"attention_mask": torch.ones_like(ids) if mask is None else mask, "use_cache": False, **arguments}
+    parameters = inspect.signature(model.forward).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        given = {name: value for name, value in given.items() if name in parameters}
+    return model(input_ids=ids, **given)

@@ -1,0 +1,141 @@
+"""A whole bench: its figures, what it refuses, and what a killed one leaves behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_edit.bench.config import BenchConfig
+from hf_edit.bench.run import run_bench
+from hf_edit.errors import ConfigError
+from hf_edit.packs.evaluation import Evaluation
+from hf_edit.packs.pack import EditPack
+from tests.bench.running import CONFIG, NAMES, run, write_data
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+ROOT = Path(__file__).parents[2]
+TIMES = ("seconds", "peak_memory")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def out(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_EDIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        run(data, folder, keep_packs=True)
+    return folder
+
+
+def timeless(value: Any) -> Any:
+    """JSON without what depends on the clock and the machine's load."""
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key not in TIMES}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_every_cell_is_measured_or_says_why_not(out: Path) -> None:
+    result = read(out / "bench.json")
+    assert [cell["name"] for cell in result["cells"]] == [
+        "edits--none",
+        "edits--in-context",
+        "edits--finetune--by-2--seed-0",
+        "edits--finetune--by-4--seed-0",
+        "edits--emsedit--by-2--seed-0",
+        "edits--emsedit--by-4--seed-0",
+    ]
+    assert {cell["name"]: "99" in cell["refused"] for cell in result["refused"]} == {
+        "edits--too-deep--by-2--seed-0": True,
+        "edits--too-deep--by-4--seed-0": True,
+    }
+    assert result["edits"]["edits"]["ids"] == list(NAMES)
+    assert result["base"]["layers"] == 4
+
+
+def test_a_cell_says_what_was_found_and_what_it_cost(out: Path) -> None:
+    cells = {cell["name"]: cell for cell in read(out / "bench.json")["cells"]}
+    assert {metric["name"] for metric in cells["edits--none"]["metrics"]} >= {"reliability.exact", "perplexity.text"}
+    assert all(metric["after"] is None for metric in cells["edits--none"]["metrics"])
+    two = cells["edits--finetune--by-2--seed-0"]
+    assert two["packs"]["count"] == 2
+    assert all(module["rank"] == 2 and 0 < module["relative_norm"] < 1 for module in two["packs"]["modules"])
+    assert two["seconds"]["per_edit"] > 0
+    assert two["peak_memory"]["process"] > 10**7
+    exact = next(metric for metric in two["metrics"] if metric["name"] == "reliability.exact")
+    assert exact["after"]["n"] == exact["before"]["n"] == len(NAMES)
+    assert {example["kind"] for example in two["examples"]} == {"prompt", "locality"}
+
+
+def test_the_summary_repeats_the_figures_of_the_cells(out: Path) -> None:
+    for cell in read(out / "bench.json")["cells"]:
+        evaluation = Evaluation.from_json(read(out / "cells" / f"{cell['name']}.json")["evaluation"])
+        assert len(cell["metrics"]) == len(evaluation.metrics) > 0
+        for told, metric in zip(cell["metrics"], evaluation.metrics, strict=True):
+            for look in ("before", "after"):
+                figure = getattr(metric, look)
+                assert (told[look] or {}).get("value") == (figure.value if figure else None)
+
+
+def test_kept_packs_carry_their_figures_and_a_card(out: Path) -> None:
+    pack = EditPack.from_pretrained(out / "packs" / "edits--emsedit--by-4--seed-0")
+    cell = read(out / "cells" / "edits--emsedit--by-4--seed-0.json")
+    assert pack.evaluation is not None
+    assert pack.evaluation.metrics == Evaluation.from_json(cell["evaluation"]).metrics
+    assert "## Measured" in (out / "packs" / "edits--emsedit--by-4--seed-0" / "README.md").read_text("utf-8")
+    assert EditPack.from_pretrained(out / "packs" / "edits--emsedit--by-2--seed-0" / "0001").edits.ids == NAMES[2:]
+
+
+def test_a_killed_bench_goes_on_to_the_same_figures(
+    data: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_EDIT_CACHE", str(tmp_path / "cache"))
+    again, fatal = tmp_path / "again", "edits--emsedit--by-2--seed-0"
+    command = [sys.executable, "-m", "tests.bench.running", str(data), str(again), fatal]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    finished = {path.name: path.read_bytes() for path in (again / "cells").glob("*.json")}
+    assert len(finished) == 4
+    assert [path.name for path in (again / "cells" / f".{fatal}.unfinished").glob("*.json")] == ["0000.json"]
+
+    run(data, again)
+    assert {name: (again / "cells" / name).read_bytes() for name in finished} == finished
+    assert timeless(read(again / "bench.json")) == timeless(read(out / "bench.json"))
+    assert sorted(path.name for path in (again / "cells").iterdir()) == sorted(
+        path.name for path in (out / "cells").iterdir() if path.suffix == ".json"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"evaluate": {**CONFIG["evaluate"], "probe_tokens": 5}}, "edits--none.json was measured with other settings"),
+        ({"evaluate": {"evaluators": ["success"]}}, "Nothing to ask for the evaluator 'success'"),
+        ({"text": "nowhere.txt"}, "There is no file nowhere.txt"),
+        ({"data": [{**CONFIG["data"][0], "records": "90:99"}]}, "No record of '90:99' is among the 4 of edits"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before_anything_is(
+    data: Path, out: Path, change: dict[str, Any], said: str
+) -> None:
+    config = BenchConfig.from_mapping({**CONFIG, **change})
+    before = sorted((out / "cells").iterdir())
+    with pytest.raises(ConfigError, match=said):
+        run_bench(tiny_model(), tiny_tokenizer(), config, out, data_folder=data)
+    assert sorted((out / "cells").iterdir()) == before
