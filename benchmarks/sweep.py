@@ -132,12 +132,15 @@ SIZES: dict[str, Any] = {
 }
 """Field of a configuration -> its value, for every type alike."""
 
-EDIT = Edit("Who wrote the play?", "Tarvello wrote it.", id="play", subject="play")
+EDIT = Edit("Who wrote the play?", "Tarvello wrote it.", id="play")
 STATISTICS = StatisticsConfig(tokens=120, conversations=2, answer_tokens=3, length=12)
 METHODS = {
-    "memit": MemitConfig(layers=(1,), prefixes=1, prefix_tokens=3, learning_rate=0.1, statistics=STATISTICS),
+    "memit": MemitConfig(
+        layers=(1,), preservation=1.0, prefixes=1, prefix_tokens=3, learning_rate=0.1, statistics=STATISTICS
+    ),
     "anyedit": AnyEditConfig(statistics=STATISTICS),
 }
+ROUNDING = 1e-6  # of fp32 logits of order 1
 SECONDS = 120
 """Most that one type may take."""
 
@@ -265,7 +268,7 @@ def taught(model: PreTrainedModel, method: str, folder: Path) -> dict[str, Any]:
         "logits_off": off,
         "logits_moved": moved,
     }
-    if off > 1e-3 * moved:
+    if off > max(1e-3 * moved, ROUNDING):
         return {**row, "outcome": "broken", "reason": f"opened, logits are {off:.2g} off the dense update's"}
     if losses[1] >= losses[0]:
         return {**row, "outcome": "broken", "reason": "the target's loss is not lower"}
@@ -317,9 +320,8 @@ def table(rows: dict[str, Any], method: str) -> str:
 
 
 def _short(error: BaseException) -> str:
-    """The first line of an error, without addresses and paths."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:160]}"
+    """The beginning of an error, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def test_the_model_is_as_it_was_when_stopped_between_steps(family: str, error: t
 
 
 @pytest.mark.parametrize("error", [Stopped, KeyboardInterrupt])
-@pytest.mark.parametrize("call", [0, 1, 5, 17, 30, 40])
+@pytest.mark.parametrize("call", [0, 1, 5, 17, 30, 36])
 def test_the_model_is_as_it_was_when_stopped_inside_a_forward(
     call: int, error: type[BaseException], fast: AnyEditConfig
 ) -> None:

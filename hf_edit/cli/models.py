@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,8 @@ from hf_edit.cli.output import print_facts, print_json, print_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from hf_edit.models.editable import EditableModel
 
 
 def models(
@@ -53,11 +56,11 @@ def _describe(name: str, model: PreTrainedModel, as_json: bool) -> None:
     from hf_edit.models.editable import EditableModel
 
     view = EditableModel.of(model)
-    first, last = view.linears[0], view.linears[-1]
     document: dict[str, Any] = {
         "model": name,
         "model_type": model.config.model_type,
         "family": view.family.name,
+        "preferred_maps": list(view.family.mlp_out),
         "layers": view.n_layers,
         "hidden_size": view.hidden_size,
         "max_length": view.max_length,
@@ -80,8 +83,8 @@ def _describe(name: str, model: PreTrainedModel, as_json: bool) -> None:
             ("layers", view.n_layers),
             ("hidden size", view.hidden_size),
             ("longest input", f"{view.max_length} tokens" if view.max_length else "not stated"),
-            ("editable maps", f"{first.name} to {last.name}"),
-            ("each", f"{first.d_out} outputs x {first.d_in} inputs"),
+            ("blocks", view.family.blocks),
+            *(("editable map", kind) for kind in _kinds(view)),
             *(
                 (f"{method} edits", ", ".join(names))
                 for method, names in document["edited_by_default"].items()
@@ -89,6 +92,15 @@ def _describe(name: str, model: PreTrainedModel, as_json: bool) -> None:
             ),
         )
     )
+
+
+def _kinds(view: EditableModel) -> list[str]:
+    """The maps that are edited, alike ones together, in the family's order of preference."""
+    kinds = Counter((x.name.split(f".{x.layer}.", 1)[1], x.d_out, x.d_in) for x in view.linears)
+    order = sorted(kinds, key=lambda kind: view.family.mlp_out.index(kind[0]))
+    return [
+        f"{path} in {kinds[path, d_out, d_in]} blocks, {d_out} outputs x {d_in} inputs" for path, d_out, d_in in order
+    ]
 
 
 def _found(family: str) -> str:

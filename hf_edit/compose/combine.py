@@ -24,7 +24,7 @@ from hf_edit.compose.config import CombineConfig
 from hf_edit.compose.union import left_out, union
 from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import ComposeError, HfEditWarning
-from hf_edit.methods.joining.update import Join
+from hf_edit.methods.joining.update import Join, Joined
 from hf_edit.methods.training.outcome import warn_of_missed
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
@@ -36,6 +36,8 @@ from hf_edit.solvers.low_rank import LowRankDelta, concatenated
 from hf_edit.statistics.preserved import Preserved
 
 
+TAUGHT_WEIGHT = 10.0
+REVERTED_WEIGHTS = (10.0, 100.0, 1000.0)
 DISTURBED = 0.3
 """Share of what an edit's own pack moves along its text, beyond which other packs' doing there is worth a warning."""
 
@@ -165,15 +167,36 @@ class _Combination:
             kept = union(self._taught(gone))
             for one in kept:
                 join.add(one.asked)
-            taken_back = [self.prompts.encode(edit.prompt, edit.target) for edit in reverted]
-            join.hold_along([*self._own_answers(reverted), *taken_back], config.reverted_weight)
             self.progress.stage("solve", 1)
-            joined = join.solved()
+            joined, own = self._reverting(join, reverted) if reverted else (join.solved(), {})
             self.progress.step()
             right = {one.edit.id: ok for one, ok in zip(kept, joined.right, strict=True)}
             warn_of_missed(right, "word for word after the solve", "Polish the pack, or raise its rank.")
-            receipt = {"preservation": joined.preservation, "lost_to_rank": joined.lost_to_rank, "right": right}
+            receipt: dict[str, Any] = {"preservation": joined.preservation, "lost_to_rank": joined.lost_to_rank}
+            receipt |= {"right": right, **({"own_text": own} if reverted else {})}
             return self._pack("revert" if reverted else "stack", kept, joined.deltas, receipt)
+
+    def _reverting(self, join: Join, edits: Sequence[Edit]) -> tuple[Joined, dict[str, bool]]:
+        """The solve that takes edits back, and by id whether the base's own text is given again, word for word.
+
+        Taught answers are held with a weight that makes them unlikely; the base's own with the smallest of the weights
+        that brings all of them back. Other edits come first: a weight that loses one more of them is not taken.
+        """
+        config, own = self.config, self._own_answers(edits)
+        join.hold_along([self.prompts.encode(edit.prompt, edit.target) for edit in edits], TAUGHT_WEIGHT)
+        best: tuple[Joined, list[bool]] | None = None
+        held = 0.0
+        for weight in REVERTED_WEIGHTS if config.reverted_weight is None else (config.reverted_weight,):
+            join.hold_along(own, weight - held)  # what is held adds up
+            held = weight
+            joined = join.solved()
+            back = join.given(own, joined.deltas)
+            if best is None or (sum(joined.right), sum(back)) > (sum(best[0].right), sum(best[1])):
+                best = joined, back
+            if all(back):
+                break
+        assert best is not None
+        return best[0], {edit.id: ok for edit, ok in zip(edits, best[1], strict=True)}
 
     def sum(self) -> EditPack:
         """The pack of the exact sum."""
@@ -199,8 +222,11 @@ class _Combination:
         """The edits' questions with the base's own answers."""
         own: list[Encoded] = []
         for part in batched([self.prompts.prompt_ids(edit.prompt) for edit in edits], self.config.statistics.batch):
-            said = continuations(self.view.model, part, self.prompts.stop_ids, self.config.reverted_tokens)
-            own += [Encoded((*row, *answer), len(row)) for row, answer in zip(part, said, strict=True)]
+            limit = self.config.reverted_tokens
+            said = continuations(self.view.model, part, self.prompts.stop_ids, limit)
+            for row, answer in zip(part, said, strict=True):
+                end = (self.prompts.end_id,) if len(answer) < limit else ()
+                own.append(Encoded((*row, *answer, *end), len(row)))
         return own
 
     def _pack(

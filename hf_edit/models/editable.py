@@ -119,7 +119,7 @@ class EditableModel:
 
     @property
     def hidden_size(self) -> int:
-        return self.linears[0].d_out
+        return self.model.config.get_text_config(decoder=True).hidden_size
 
     @property
     def dtype(self) -> torch.dtype:

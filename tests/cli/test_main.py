@@ -150,14 +150,19 @@ def test_the_console_script_exits_2_without_a_traceback() -> None:
 def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
     """Interrupted where it waits for its edits: exit code 130, one line, nothing half written."""
     os.mkfifo(tmp_path / "edits.jsonl")
-    code = "from hf_edit.cli.main import main; main()"
+    # a shell that runs the tests in the background has its children ignore the signal
+    heeded = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heeded}; from hf_edit.cli.main import main; main()"
     arguments = ["apply", "--model", "m", "--edits", tmp_path / "edits.jsonl", "--out", tmp_path / "out"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     with open(tmp_path / "edits.jsonl", "w"):  # opens once the other end does
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert err.strip().startswith("interrupted: run the same command again") and "Traceback" not in err
     assert out == "" and not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from hf_edit.compose.combine import revert, stack
 from hf_edit.compose.config import CombineConfig
 from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import BaseMismatchError, ComposeError, ConfigError, HfEditWarning
+from hf_edit.evaluation.answers import greedy_answers
 from hf_edit.methods.joining.update import PRESERVATIONS
 from hf_edit.models.editable import EditableModel
 from hf_edit.packs.pack import EditPack
@@ -149,6 +151,26 @@ def test_a_reverted_edit_gets_nothing_and_comes_back_when_stacked_again(model) -
     assert after["q1"] < 0.05 * before["q1"]
     assert after["q0"] > 0.5 * before["q0"] and after["q2"] > 0.5 * before["q2"]
     assert difference(both, stacked(model, less, a)) <= 1e-4
+
+
+@pytest.mark.parametrize("weight", [None, 0.0, 1e6])
+def test_a_revert_says_whether_the_bases_own_text_is_back(model, weight: float | None) -> None:
+    both = stacked(model, pack_of(model, 0, 1), pack_of(model, 2))
+    config = replace(CONFIG, reverted_weight=weight, reverted_tokens=12)
+    less = revert(both, ["q0", "q1"], model=model, tokenizer=tiny_tokenizer(), config=config)
+    asked = [edit for edit in both.edits if edit.id != "q2"]
+    base = edit_starts(model, asked, 12)
+    name = attach(model, less)
+    now = edit_starts(model, asked, 12)
+    detach(model, name)
+    found = {edit.id: a == b for edit, a, b in zip(asked, base, now, strict=True)}
+    assert less.manifest.receipt["own_text"] == found
+    assert all(found.values()) or weight == 0.0
+
+
+def edit_starts(model, edits: Sequence[Edit], tokens: int) -> list[str]:
+    """The first tokens of free answers."""
+    return greedy_answers(model, PromptFormat.of("chat", tiny_tokenizer()), [edit.prompt for edit in edits], tokens)
 
 
 def test_the_parents_are_named(model) -> None:

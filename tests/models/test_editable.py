@@ -304,3 +304,11 @@ def test_a_model_that_computes_no_numbers() -> None:
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(ComputationError, match="logits of LlamaForCausalLM are not finite"):
         EditableModel.of(model)
+
+
+def test_a_block_that_text_does_not_run_through_is_named() -> None:
+    """As cross-attention blocks of vision models without an image."""
+    view = EditableModel.of(tiny_model())
+    view.blocks[2].forward = lambda hidden_states, *_, **__: hidden_states  # type: ignore[method-assign]
+    with pytest.raises(UnsupportedModelError, match=r"not run through model.layers.2.mlp.down_proj of Llama"):
+        view.trace(IDS, inputs=[view.linears[2]])

@@ -77,3 +77,14 @@ def test_the_fingerprint_tells_models_apart() -> None:
     fingerprints.add(model_fingerprint(tiny_model("qwen2")))
     assert len(fingerprints) == 4
     assert model_fingerprint(tiny_model()) in fingerprints
+
+
+def test_a_librarys_own_kind_of_weight_is_named() -> None:
+    class Codes(torch.Tensor):
+        pass
+
+    codes = torch.ones(4, 4).as_subclass(Codes)
+    recorded = {"dtype": "float32", "shape": [4, 4], "sha256": tensor_digests(torch.ones(4, 4))}
+    for read in (tensor_digests, lambda tensor: matches(recorded, tensor)):
+        with pytest.raises(UnsupportedModelError, match="holds quantised codes"):
+            read(codes)

@@ -95,12 +95,15 @@ class Join:
             delta, error = solve.solve(preservation, rank)
             if delta.rank:
                 deltas[name], lost[name] = delta.to(dtype), round(error, 6)
-        return Joined(deltas, preservation, lost, self._right(deltas))
+        return Joined(deltas, preservation, lost, self._right(self._texts, deltas))
+
+    def given(self, texts: Sequence[Encoded], deltas: Mapping[str, LowRankDelta]) -> list[bool]:
+        """Whether an update gives the answer of each text, token for token."""
+        return self._right(prepared(self._model, texts, self._first), deltas)
 
     @torch.no_grad()
-    def _right(self, deltas: Mapping[str, LowRankDelta]) -> list[bool]:
-        """Whether the update gives each edit's answer, token for token."""
-        return [bool(answers(self._model, self._first, [text], deltas)[1].all()) for text in self._texts]
+    def _right(self, texts: Sequence[Text], deltas: Mapping[str, LowRankDelta]) -> list[bool]:
+        return [bool(answers(self._model, self._first, [text], deltas)[1].all()) for text in texts]
 
 
 @dataclass(frozen=True, eq=False)
