@@ -148,7 +148,7 @@ SECONDS = 120
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default="sweep", help="of the result in benchmarks/results")
-    parser.add_argument("--method", choices=METHODS, default="memit")
+    parser.add_argument("--method", choices=METHODS, default="anyedit")
     parser.add_argument("--types", default="", help="run these only, and anew")
     arguments = parser.parse_args()
     logging.set_verbosity_error()

@@ -8,7 +8,7 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hf_edit.compose.conflicts import Finding, resolve, textual_conflicts
@@ -143,6 +143,7 @@ WORDS = "Osk Tarn Veldora capital king wrote author born where who first second 
 QUESTIONS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join)
 
 
+@example(["large"], ["large small"])  # a word and its opposite in one question, in the other the first alone
 @settings(max_examples=80, deadline=None)
 @given(
     st.lists(QUESTIONS, min_size=1, max_size=5, unique=True), st.lists(QUESTIONS, min_size=1, max_size=5, unique=True)

@@ -99,7 +99,7 @@ class Question:
         mine, its = ({stem for word, stem in q.words.items() if word not in names} for q in (self, other))
         if not (mine or its):
             return float(bool(names) and self.kind == other.kind)
-        if any(_opposite(stem) & its for stem in mine - its):
+        if any(_opposite(stem) & (its - mine) for stem in mine - its):
             return 0.0
         common, fewer, more = len(mine & its), *sorted((len(mine - its), len(its - mine)))
         share = common / (common + 2 * fewer + (more - fewer) / 2)
