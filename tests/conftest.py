@@ -8,12 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from hf_edit.errors import ConfigError
 
 
 EMBEDDED = Path(__file__).parents[1] / "build" / "demo" / "base"
 """Where `make demo` puts the embedded model, so that it is converted once for all."""
+
+
+# The same draws every time, so that a change is judged by what it changes; `--hypothesis-profile=default` draws anew.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ OfMeans: TypeAlias = Callable[[Array], Array]
 LEVEL = 0.95
 DRAWS = 2000
 _AT_ONCE = 1 << 22  # numbers drawn at a time, so that many records need no more memory
+_ROUNDING = 1e-8  # of the range of all draws
 _NORMAL = NormalDist()
 
 
@@ -93,7 +94,9 @@ def bca(table: Array, of_means: OfMeans, seed: int) -> tuple[float, float]:
     drawn = np.sort(of_means(resampled_means(table, DRAWS, seed)))
     if drawn[0] == drawn[-1]:
         return found, found
-    below = (np.sum(drawn < found) + np.sum(drawn == found) / 2) / len(drawn)
+    # draws of the same records are equal but for rounding, whichever order they were added in: they count half
+    rounding = _ROUNDING * (drawn[-1] - drawn[0])
+    below = (np.mean(drawn < found - rounding) + np.mean(drawn <= found + rounding)) / 2
     bias = _NORMAL.inv_cdf(float(np.clip(below, 1 / len(drawn), 1 - 1 / len(drawn))))
     left_out = of_means((table.sum(axis=0) - table) / (n - 1))
     apart = left_out.mean() - left_out
