@@ -93,6 +93,8 @@ def main() -> None:
     records = []
     for number, path in enumerate(arguments.packs):
         pack = EditPack.from_pretrained(path)
+        if len(pack.edits) < 2:
+            raise SystemExit(f"{path} lists one edit; leaving it out would leave nothing. Give packs of several.")
         left_out = random.Random(number).randrange(len(pack.edits))
         record = {
             "pack": path.name,

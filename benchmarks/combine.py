@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,14 @@ def main() -> None:
     for count in [int(number) for number in filter(None, arguments.revert.split(","))]:
         gone = random.Random(0).sample(every, count)
         kept = [edit for edit in every if edit not in gone]
-        less = show(f"without {count}", lambda g=gone: stacked.revert([e.id for e in g], config=config, **how), kept)
+        reverting = partial(stacked.revert, [edit.id for edit in gone], config=config, **how)
+        less = show(f"without {count}", reverting, kept)
         reverted.append({"count": count, "own_text": bench.own_text(less, gone)})
+        if arguments.polish:
+            own = bench.own_answers(gone)
+            polishing = partial(hf_edit.polish, less, earlier=[own], **how)
+            polished = show(f"without {count}, polished", polishing, kept)
+            reverted[-1]["own_text_polished"] = bench.own_text(polished, gone)
         back = hf_edit.stack([less, *parts], config=config, **how)
         reverted[-1]["stacked_again"] = difference(stacked, back)
         print(reverted[-1], flush=True)
@@ -154,6 +161,11 @@ class Bench:
         return sum(
             a == b for a, b in zip(base, self._said(pack, [e.prompt for e in edits], edits), strict=True)
         ) / len(edits)
+
+    def own_answers(self, edits: Sequence[Edit]) -> EditSet:
+        """The edits' questions with the base's own text."""
+        said = self._said(None, [edit.prompt for edit in edits], edits)
+        return EditSet(Edit(edit.prompt, text, id=edit.id) for edit, text in zip(edits, said, strict=True))
 
     def measured(self, pack: EditPack, edits: Sequence[Edit], alone: dict[str, bool]) -> dict[str, Any]:
         """Everything reported of one pack."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import chosen
 
+from hf_edit.batching import spread
 from hf_edit.datasets import counterfact, mquake, zsre
 from hf_edit.edits import Edit, Prompt, question_of
 from hf_edit.evaluation.hops import Hop
@@ -70,18 +70,13 @@ def strangers(data: Path, kind: str, split: str, edited: Sequence[Fact], count: 
     other = {"train": "eval", "eval": "train"}[split]
     subjects = {fact.edit.subject for fact in edited}
     asked = [f.edit for f in read_facts(data, kind, other) if f.edit.subject not in subjects]
-    return [asked[i * len(asked) // count].prompt for i in range(min(count, len(asked)))]
+    return [edit.prompt for edit in spread(asked, count)]
 
 
 def _mquake(path: Path) -> list[Fact]:
-    cases = {f"mquake-{case['case_id']}": case for case in json.loads(path.read_text(encoding="utf-8"))}
-    facts = []
-    for edit in mquake.read(path):
-        case = cases[edit.id]
-        if len(case["requested_rewrite"]) == 1:
-            rewrite = case["requested_rewrite"][0]
-            accepted = (case["new_answer"], *case["new_answer_alias"])
-            hops = tuple(Hop(question_of(probe.prompt), accepted) for probe in edit.portability)
-            short = replace(edit, target=rewrite["target_new"]["str"])
-            facts.append(Fact(short, rewrite["target_true"]["str"], rewrite["fact_new"], hops))
-    return facts
+    """The records of one rewrite, whose multi-hop questions follow from it alone."""
+    return [
+        Fact(case.edit, case.old, str(case.fact), tuple(Hop(question_of(prompt), some) for prompt, some in case.hops))
+        for case in mquake.facts(path)
+        if case.hops
+    ]

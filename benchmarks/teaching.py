@@ -18,7 +18,7 @@ from hf_edit.methods import METHODS
 from hf_edit.methods.msbp.config import MultiStepConfig
 from hf_edit.models.editable import EditableModel
 from hf_edit.packs.pack import EditPack
-from hf_edit.solvers.low_rank import LowRankDelta, concatenated, merged_when_wide
+from hf_edit.solvers.low_rank import LowRankDelta, merged_when_wide, summed
 
 
 Deltas = Mapping[str, LowRankDelta]
@@ -66,10 +66,7 @@ def teach(
         with at_work(view, deltas), watch.steps(method) if streams else nullcontext():
             pack = hf_edit.edit(view.model, tokenizer, part, config, earlier=[edits[:seen]] if seen else [])
         seconds += time.perf_counter() - started - (watch.seconds - looked)
-        deltas = {
-            name: merged_when_wide(concatenated([some[name] for some in (deltas, pack.deltas) if name in some]))
-            for name in {**deltas, **pack.deltas}
-        }
+        deltas = {name: merged_when_wide(delta) for name, delta in summed([deltas, pack.deltas]).items()}
         seen += len(part)
         sizes.append(_sizes(pack))
         if not streams:

@@ -1,4 +1,4 @@
-"""Running many things a few at a time."""
+"""Running many things a few at a time, or some of them."""
 
 from __future__ import annotations
 
@@ -12,3 +12,9 @@ T = TypeVar("T")
 def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Runs of `size` items in order, the last one of what is left."""
     return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most so many items, evenly spaced."""
+    count = min(most, len(items))
+    return [items[i * len(items) // count] for i in range(count)]

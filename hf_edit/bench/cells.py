@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from hf_edit.evaluation.evaluators import EVALUATORS, chosen
 from hf_edit.evaluation.run import evaluate
 from hf_edit.evaluation.subject import Task
 from hf_edit.files import strict_json
+from hf_edit.files.atomic import replacing
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.fingerprint import running_fingerprint
 from hf_edit.packs.evaluation import Evaluation
@@ -108,7 +108,7 @@ class Bench:
             settings = self.config.evaluation(data, self.config.seeds[0])
             chosen(settings.evaluators, Task.of(questions.edits, questions.material, settings, prompts), edited=True)
         for cell in cells:
-            self._read(self._path(cell), cell)
+            self._read(self._path(cell), self._key(cell))
 
     def measured(self, cell: Cell, progress: Progress) -> dict[str, Any]:
         """The cell's record, computed or, where an earlier run has finished it, read.
@@ -116,14 +116,14 @@ class Bench:
         Raises:
             HfEditError: the method cannot teach these edits.
         """
-        path = self._path(cell)
-        record = self._read(path, cell)
+        path, key = self._path(cell), self._key(cell)
+        record = self._read(path, key)
         if record is None:
-            parts = list(self._parts(cell, progress))
+            parts = list(self._parts(cell, key, progress))
             evaluations = [Evaluation.from_json(part["evaluation"], cell.name) for part in parts]
             record = {
                 "format_version": FORMAT_VERSION,
-                "key": self._key(cell),
+                "key": key,
                 "evaluation": pooled(evaluations, self.questions[cell.data.name].edits, cell.seed).to_json(),
                 "packs": [part["pack"] for part in parts if part["pack"] is not None],
                 "seconds": [part["seconds"] for part in parts],
@@ -135,7 +135,7 @@ class Bench:
             shutil.rmtree(self._unfinished(cell), ignore_errors=True)
         return record
 
-    def _parts(self, cell: Cell, progress: Progress) -> Iterator[dict[str, Any]]:
+    def _parts(self, cell: Cell, key: str, progress: Progress) -> Iterator[dict[str, Any]]:
         """One record for each pack, or one for all edits of a baseline; those of a killed run are read."""
         edits = self.questions[cell.data.name].edits
         groups = [edits] if cell.together is None else [EditSet(group) for group in batched(edits, cell.together)]
@@ -143,10 +143,10 @@ class Bench:
             progress.stage(cell.name, len(groups))
         for number, group in enumerate(groups):
             path = self._unfinished(cell) / f"{number:04d}.json"
-            part = self._read(path, cell)
+            part = self._read(path, key)
             if part is None:
                 inner = Silent() if len(groups) > 1 else Named(progress, cell.name)
-                part = kept(path, {"key": self._key(cell), **self._part(cell, group, number, len(groups), inner)})
+                part = kept(path, {"key": key, **self._part(cell, group, number, len(groups), inner)})
             if len(groups) > 1:
                 progress.step()
             yield part
@@ -222,11 +222,11 @@ class Bench:
         }
         return sha256(strict_json.dumps(parts)).hexdigest()
 
-    def _read(self, path: Path, cell: Cell) -> dict[str, Any] | None:
+    def _read(self, path: Path, key: str) -> dict[str, Any] | None:
         if not path.is_file():
             return None
         record = strict_json.loads(path.read_bytes(), str(path))
-        if record.get("key") != self._key(cell):
+        if record.get("key") != key:
             raise ConfigError(
                 f"{path} was measured with other settings, data, base or version.",
                 "Give the bench another folder, or delete that cell to have it measured again.",
@@ -255,12 +255,10 @@ def kept(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    data = strict_json.dumps(value)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data = strict_json.dumps(value)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be written: {error.strerror}.", "Choose a folder with free space that you may write to."

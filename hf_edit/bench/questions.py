@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_edit.batching import spread
 from hf_edit.datasets.formats import read_cases
 from hf_edit.datasets.records import Case
 from hf_edit.edits import Edit, EditSet, Prompt, prompt_key, question_of
@@ -38,7 +40,7 @@ class Questions:
     material: Material
     facts: Mapping[str, str]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 of the edits and of all that is asked beside them."""
         material = self.material
@@ -143,5 +145,4 @@ def _strangers(data: Data, cases: Sequence[Case], folder: Path | None) -> list[P
         return edit.subject not in subjects and prompt_key(edit.prompt) not in edited
 
     others = [case.edit for case in read_cases(found(data.strangers, folder), data.layout) if strange(case.edit)]
-    count = min(data.stranger_count, len(others))
-    return [others[i * len(others) // count].prompt for i in range(count)]
+    return [edit.prompt for edit in spread(others, data.stranger_count)]

@@ -59,6 +59,7 @@ def bench(
     from hf_edit.bench.config import BenchConfig
     from hf_edit.bench.run import RESULT, run_bench
     from hf_edit.models.loading import load_model
+    from hf_edit.reports.result import read_result
 
     values = {} if config is None else read_table(config)
     given = {
@@ -85,7 +86,7 @@ def bench(
     if as_json:
         print_json(result)
     else:
-        print_report(out / RESULT)
+        print_report(read_result(out / RESULT))
 
 
 def _overridden(values: dict[str, Any], for_all: dict[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hf_edit.cli.options import Json
 from hf_edit.cli.output import print_facts, print_json, print_table
 from hf_edit.errors import ConfigError
+
+
+if TYPE_CHECKING:
+    from hf_edit.reports.result import Result
 
 
 def report(
@@ -41,16 +45,14 @@ def report(
     if as_json:
         print_json({"written": [str(path) for path in written], **dataclasses.asdict(result)})
     else:
-        print_report(folder)
+        print_report(result)
         print_facts(("written", path) for path in written)
 
 
-def print_report(path: Path) -> None:
+def print_report(result: Result) -> None:
     """A table for each data set, and what was refused."""
-    from hf_edit.reports.result import read_result
     from hf_edit.reports.tables import costs, kept, taught
 
-    result = read_result(path)
     for data, rows in result.by_data().items():
         print_table(f"{data}: what was taught", *taught(rows, intervals=False))
         print_table(f"{data}: what was disturbed", *kept(rows, intervals=False))

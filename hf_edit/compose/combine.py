@@ -18,7 +18,6 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_edit.batching import batched
 from hf_edit.compose.asked import Taught, taught_by
 from hf_edit.compose.config import CombineConfig
 from hf_edit.compose.union import left_out, union
@@ -28,16 +27,17 @@ from hf_edit.methods.joining.update import Join, Joined
 from hf_edit.methods.training.outcome import warn_of_missed
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
-from hf_edit.models.generation import continuations
+from hf_edit.models.generation import own_answers
 from hf_edit.packs.pack import EditPack
 from hf_edit.progress import Progress, Silent
-from hf_edit.prompting import Encoded
-from hf_edit.solvers.low_rank import LowRankDelta, concatenated
+from hf_edit.solvers.low_rank import LowRankDelta, summed
 from hf_edit.statistics.preserved import Preserved
 
 
 TAUGHT_WEIGHT = 10.0
+"""With which nothing is to change along a reverted edit's taught answer; an edit's own keys weigh 1."""
 REVERTED_WEIGHTS = (10.0, 100.0, 1000.0)
+"""Tried in this order along the base's own answers to reverted questions, unless the config names one."""
 DISTURBED = 0.3
 """Share of what an edit's own pack moves along its text, beyond which other packs' doing there is worth a warning."""
 
@@ -182,8 +182,13 @@ class _Combination:
         Taught answers are held with a weight that makes them unlikely; the base's own with the smallest of the weights
         that brings all of them back. Other edits come first: a weight that loses one more of them is not taken.
         """
-        config, own = self.config, self._own_answers(edits)
-        join.hold_along([self.prompts.encode(edit.prompt, edit.target) for edit in edits], TAUGHT_WEIGHT)
+        config, prompts = self.config, self.prompts
+        questions = [edit.prompt for edit in edits]
+        own = join.entering(
+            own_answers(self.view.model, prompts, questions, config.reverted_tokens, config.statistics.batch)
+        )
+        taught = [prompts.encode(edit.prompt, edit.target) for edit in edits]
+        join.hold_along(join.entering(taught), TAUGHT_WEIGHT)
         best: tuple[Joined, list[bool]] | None = None
         held = 0.0
         for weight in REVERTED_WEIGHTS if config.reverted_weight is None else (config.reverted_weight,):
@@ -202,10 +207,7 @@ class _Combination:
         """The pack of the exact sum."""
         with borrowed(self.view.model):
             taught = union(self._taught())
-            deltas = {
-                linear.name: concatenated([p.deltas[linear.name] for p in self.packs if linear.name in p.deltas])
-                for linear in self.linears
-            }
+            deltas = summed([pack.deltas for pack in self.packs])
             disturbance = _disturbance(taught, deltas)
             return self._pack("stack", taught, deltas, {"disturbance": disturbance})
 
@@ -217,17 +219,6 @@ class _Combination:
                 taught += [] if gone and one.edit.id in gone[i] else [one]
                 self.progress.step()
         return taught
-
-    def _own_answers(self, edits: Sequence[Edit]) -> list[Encoded]:
-        """The edits' questions with the base's own answers."""
-        own: list[Encoded] = []
-        for part in batched([self.prompts.prompt_ids(edit.prompt) for edit in edits], self.config.statistics.batch):
-            limit = self.config.reverted_tokens
-            said = continuations(self.view.model, part, self.prompts.stop_ids, limit)
-            for row, answer in zip(part, said, strict=True):
-                end = (self.prompts.end_id,) if len(answer) < limit else ()
-                own.append(Encoded((*row, *answer, *end), len(row)))
-        return own
 
     def _pack(
         self, method: str, taught: Sequence[Taught], deltas: Mapping[str, LowRankDelta], receipt: Mapping[str, Any]

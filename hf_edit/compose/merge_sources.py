@@ -20,7 +20,7 @@ from hf_edit.errors import ComposeError
 from hf_edit.files import strict_json
 from hf_edit.packs.manifest import sha256
 from hf_edit.packs.pack import EditPack
-from hf_edit.solvers.low_rank import LowRankDelta, concatenated
+from hf_edit.solvers.low_rank import LowRankDelta, summed
 from hf_edit.solvers.support import on_columns
 from hf_edit.sparse.layer import SparseLinear
 
@@ -74,8 +74,7 @@ def sources(model: PreTrainedModel | PeftModel, packs: Pack | Sequence[Pack]) ->
 
 def joint_deltas(found: Sequence[Source]) -> dict[str, LowRankDelta]:
     """Full module name -> the sum of the changes."""
-    modules = sorted({module for source in found for module in source.deltas})
-    return {m: concatenated([source.deltas[m] for source in found if m in source.deltas]) for m in modules}
+    return dict(sorted(summed([source.deltas for source in found]).items()))
 
 
 def _source(model: PreTrainedModel | PeftModel, named: Pack) -> Source:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from hf_edit.batching import batched
 from hf_edit.edits import Prompt
 from hf_edit.evaluation.following import answer_logits, likeliest
 from hf_edit.models.borrow import borrowed
-from hf_edit.models.generation import continuations
+from hf_edit.models.generation import own_answers
 from hf_edit.prompting import Encoded, PromptFormat
 
 
@@ -18,14 +17,8 @@ def openings(
     model: PreTrainedModel, prompts: PromptFormat, questions: Sequence[Prompt], tokens: int = 6, batch: int = 32
 ) -> list[Encoded]:
     """Per question what the model greedily says first, at most `tokens` tokens; where it stops, that is the last."""
-    texts: list[Encoded] = []
     with borrowed(model):
-        for part in batched(questions, batch):
-            rows = [prompts.prompt_ids(question) for question in part]
-            for row, said in zip(rows, continuations(model, rows, prompts.stop_ids, tokens), strict=True):
-                ends = (prompts.end_id,) if len(said) < tokens else ()
-                texts.append(Encoded((*row, *said, *ends), len(row)))
-    return texts
+        return own_answers(model, prompts, questions, tokens, batch)
 
 
 def still_said(model: PreTrainedModel, prompts: PromptFormat, texts: Sequence[Encoded], batch: int = 32) -> list[bool]:

@@ -67,6 +67,18 @@ def write_directory(
         ) from error
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a new file, which takes the place of `path` when the context ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def recover(path: str | os.PathLike[str]) -> None:
     """Rename a folder back that a killed process had renamed aside and not yet replaced."""
     target = Path(os.path.realpath(path))

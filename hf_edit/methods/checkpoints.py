@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_edit.errors import ConfigError
+from hf_edit.files.atomic import replacing
 
 
 def key_of(*parts: Any) -> str:
@@ -57,12 +58,9 @@ class FolderCheckpoints:
         Raises:
             ConfigError: the folder cannot be written.
         """
-        path = self._path(key)
-        temporary = path.with_suffix(f".{os.getpid()}")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-            os.replace(temporary, path)
+            with replacing(self._path(key)) as temporary:
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
         except (OSError, SafetensorError) as error:
             raise ConfigError(
                 f"Intermediate results cannot be kept in {self._folder}: {error}.",

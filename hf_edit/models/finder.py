@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from hf_edit.errors import UnsupportedModelError
 from hf_edit.models.families import Family, families
 from hf_edit.models.forward import run
+from hf_edit.models.hooks import hook
 from hf_edit.models.reach import Reach
 from hf_edit.models.shapes import base_of, linear_shape, linears_of
 
@@ -92,13 +94,10 @@ def _find_blocks(model: PreTrainedModel) -> str:
 def _modules_run(model: PreTrainedModel, modules: Iterable[nn.Module]) -> set[nn.Module]:
     """Which of the modules a text runs through; a vision tower's, for one, it does not."""
     ran: set[nn.Module] = set()
-    handles = [module.register_forward_pre_hook(lambda module, _: ran.add(module)) for module in modules]
-    try:
-        with torch.no_grad():
-            run(model, _short_text(model))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for module in modules:
+            hooks.enter_context(hook(module.register_forward_pre_hook(lambda module, _: ran.add(module))))
+        run(model, _short_text(model))
     return ran
 
 
@@ -160,7 +159,6 @@ def _linears_run(model: PreTrainedModel, blocks: str) -> dict[int, _Ran]:
     width = model.config.get_text_config(decoder=True).hidden_size
     ids = _short_text(model)
     ran: dict[int, _Ran] = {}
-    handles = []
 
     def note(into: _Ran, path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         d_out, d_in = linear_shape(base_of(module))
@@ -168,14 +166,10 @@ def _linears_run(model: PreTrainedModel, blocks: str) -> dict[int, _Ran]:
             into.writers.extend([path] * (d_out == width))
             into.readers.extend([path] * (d_in == width))
 
-    for layer, block in enumerate(_blocks(model, blocks)):
-        ran[layer] = _Ran([], [])
-        for path, module in linears_of(block):
-            handles.append(module.register_forward_pre_hook(partial(note, ran[layer], path)))
-    try:
-        with torch.no_grad():
-            run(model, ids)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for layer, block in enumerate(_blocks(model, blocks)):
+            ran[layer] = _Ran([], [])
+            for path, module in linears_of(block):
+                hooks.enter_context(hook(module.register_forward_pre_hook(partial(note, ran[layer], path))))
+        run(model, ids)
     return ran

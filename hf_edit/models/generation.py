@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_edit.batching import batched
+from hf_edit.edits import Prompt
 from hf_edit.models.forward import run
 from hf_edit.models.trial import carries_context
+from hf_edit.prompting import Encoded, PromptFormat
 
 
 Choice = Callable[[Tensor], Tensor]
@@ -70,6 +73,19 @@ def continuations(
             running = [running[i] for i in going]
         reader.follow(tokens, going)
     return written
+
+
+def own_answers(
+    model: PreTrainedModel, prompts: PromptFormat, questions: Sequence[Prompt], max_new_tokens: int, batch: int
+) -> list[Encoded]:
+    """Questions with what the model greedily says to them, and the end of the turn where it stopped by itself."""
+    texts: list[Encoded] = []
+    for part in batched(questions, batch):
+        rows = [prompts.prompt_ids(question) for question in part]
+        for row, said in zip(rows, continuations(model, rows, prompts.stop_ids, max_new_tokens), strict=True):
+            ends = (prompts.end_id,) if len(said) < max_new_tokens else ()
+            texts.append(Encoded((*row, *said, *ends), len(row)))
+    return texts
 
 
 class _Cached:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -102,6 +102,15 @@ class LowRankDelta:
 def concatenated(deltas: Sequence[LowRankDelta]) -> LowRankDelta:
     """The exact sum of deltas of one shape, ranks added."""
     return LowRankDelta(torch.cat([d.B for d in deltas], dim=1), torch.cat([d.A for d in deltas], dim=0))
+
+
+def summed(updates: Sequence[Mapping[str, LowRankDelta]]) -> dict[str, LowRankDelta]:
+    """The exact sum of updates, name by name; what one of them changes alone is its own delta, not a copy."""
+    found: dict[str, list[LowRankDelta]] = {}
+    for update in updates:
+        for name, delta in update.items():
+            found.setdefault(name, []).append(delta)
+    return {name: deltas[0] if len(deltas) == 1 else concatenated(deltas) for name, deltas in found.items()}
 
 
 def with_identity(product: Tensor) -> LowRankDelta:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_edit.errors import StatisticsError
+from hf_edit.files.atomic import replacing
 
 
 def write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:
@@ -24,15 +23,9 @@ def write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path
         StatisticsError: the folder cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        os.close(handle)
-        try:
+        with replacing(path) as temporary:
             save_file(dict(tensors), temporary, metadata=dict(metadata))
-            _sort_metadata(Path(temporary))
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+            _sort_metadata(temporary)
     except (OSError, SafetensorError) as error:
         raise StatisticsError(
             f"The statistics cannot be kept in {path.parent}: {error}.",

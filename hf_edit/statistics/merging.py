@@ -13,9 +13,10 @@ from torch import Tensor
 
 from hf_edit.errors import ConfigError, StatisticsError
 from hf_edit.statistics.collect import warn_of_few
-from hf_edit.statistics.files import opened, write
+from hf_edit.statistics.files import opened
+from hf_edit.statistics.moments import SecondMoments
 from hf_edit.statistics.shards import Shard
-from hf_edit.statistics.store import cache_folder
+from hf_edit.statistics.store import cache_folder, save
 
 
 def merge(folders: Sequence[Path]) -> list[Path]:
@@ -42,8 +43,8 @@ def merge(folders: Sequence[Path]) -> list[Path]:
     for parts in zip(*every, strict=True):
         moments, tokens = _joined(parts)
         path = target / parts[0].path.name
-        metadata = {"source": first.source, "tokens": json.dumps(tokens, sort_keys=True)}
-        write({part: moment.float() for part, moment in moments.items()}, metadata, path)
+        matrices = {part: {path.stem: moment.float()} for part, moment in moments.items()}
+        save(SecondMoments(matrices, tokens, first.source), target)
         written.append(path)
         warn_of_few(tokens.get("text", 0), max(len(moment) for moment in moments.values()))
     return written

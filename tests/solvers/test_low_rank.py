@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_edit.solvers.low_rank import LowRankDelta, concatenated
+from hf_edit.solvers.low_rank import LowRankDelta, concatenated, summed
 
 
 SHAPES = {name: st.integers(1, most) for name, most in (("d_out", 9), ("d_in", 9), ("rank", 12), ("seed", 99))}
@@ -88,3 +88,10 @@ def test_concatenation_is_the_sum() -> None:
 def test_factors_that_do_not_multiply() -> None:
     with pytest.raises(ValueError, match=r"\(4, 2\) and \(3, 5\)"):
         LowRankDelta(torch.ones(4, 2), torch.ones(3, 5))
+
+
+def test_updates_are_summed_by_name_and_what_stands_alone_is_not_copied() -> None:
+    one, two, other = (LowRankDelta(torch.randn(3, r), torch.randn(r, 4)) for r in (1, 2, 3))
+    found = summed([{"a": one, "b": other}, {"a": two}])
+    assert torch.equal(found["a"].dense(), concatenated([one, two]).dense())
+    assert found["b"] is other and summed([]) == {}

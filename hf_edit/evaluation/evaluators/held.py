@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from torch import Tensor
 
+from hf_edit.batching import spread
 from hf_edit.evaluation.evaluators.base import About, Evaluator, Observed
 from hf_edit.evaluation.subject import Answer, Question, Subject, Task
 from hf_edit.packs.evaluation import FIXED
@@ -54,9 +56,9 @@ class Held(Evaluator):
 
     compares = True
 
+    @abstractmethod
     def questions(self, subject: Subject) -> Sequence[Question]:
         """What is asked; found while the model has no edit."""
-        raise NotImplementedError
 
     def prompts(self, task: Task) -> PromptFormat:
         """The format in which it is asked."""
@@ -96,13 +98,6 @@ def by_edit(questions: Sequence[Question], scores: Sequence[float]) -> list[floa
     for i, (question, score) in enumerate(zip(questions, scores, strict=True)):
         found.setdefault(i if question.edit is None else question.edit, []).append(score)
     return [fmean(some) for some in found.values()]
-
-
-def spread(items: Iterable[Any], most: int) -> list[Any]:
-    """At most so many, evenly spaced."""
-    all_of_them = list(items)
-    count = min(most, len(all_of_them))
-    return [all_of_them[i * len(all_of_them) // count] for i in range(count)]
 
 
 def _text(subject: Subject, prompts: PromptFormat, question: Question, answer: Answer) -> Encoded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -16,9 +17,9 @@ class Hops(Evaluator):
 
     kind: str
 
+    @abstractmethod
     def hops(self, task: Task) -> Mapping[str, Sequence[Hop]]:
         """Edit id -> its questions, one at least."""
-        raise NotImplementedError
 
     def applies(self, task: Task) -> bool:
         return bool(self.hops(task))

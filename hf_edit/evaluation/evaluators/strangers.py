@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from hf_edit.batching import spread
 from hf_edit.edits import prompt_key, question_of
 from hf_edit.evaluation.evaluators.held import Held, held_metrics
 from hf_edit.evaluation.subject import Question, Subject, Task
@@ -38,7 +39,6 @@ def invented(subject: Subject) -> list[str]:
     task = subject.task
     config = task.config
     asked = [question_of(edit.prompt) for edit in task.edits]
-    wanted = min(len(asked), -(-config.drift_questions // config.strangers))
-    some = [asked[i * len(asked) // wanted] for i in range(wanted)]
+    some = spread(asked, -(-config.drift_questions // config.strangers))
     batched = replace(StatisticsConfig(), batch=config.batch)
     return invent_alike(subject.view, task.prompts, some, config.strangers, batched, config.seed + SEED_OFFSET)

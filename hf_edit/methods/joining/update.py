@@ -48,7 +48,7 @@ class Join:
         self._solves = {
             linear.name: JointSolve(linear.d_out, moments[linear.name], settings.ridge) for linear in linears
         }
-        self.hold_along(preserve.earlier, settings.earlier_weight)
+        self.hold_along(self.entering(preserve.earlier), settings.earlier_weight)
 
     def add(self, asked: Asked) -> None:
         """An edit is to get what it asks for."""
@@ -59,10 +59,13 @@ class Join:
             else:
                 solve.hold(asked.keys[name])
 
-    def hold_along(self, texts: Sequence[Encoded], weight: float) -> None:
+    def entering(self, texts: Sequence[Encoded]) -> list[Text]:
+        """Texts as the base runs over them up to the first edited block."""
+        return prepared(self._model, texts, self._first)
+
+    def hold_along(self, texts: Sequence[Text], weight: float) -> None:
         """Nothing is to change along these texts, as the base runs over them."""
-        entering = prepared(self._model, texts, self._first)
-        for _, inputs in inputs_along(self._model, self._linears, entering, self._first):
+        for _, inputs in inputs_along(self._model, self._linears, texts, self._first):
             for name, solve in self._solves.items():
                 solve.hold(inputs[name], weight)
 
@@ -95,14 +98,11 @@ class Join:
             delta, error = solve.solve(preservation, rank)
             if delta.rank:
                 deltas[name], lost[name] = delta.to(dtype), round(error, 6)
-        return Joined(deltas, preservation, lost, self._right(self._texts, deltas))
-
-    def given(self, texts: Sequence[Encoded], deltas: Mapping[str, LowRankDelta]) -> list[bool]:
-        """Whether an update gives the answer of each text, token for token."""
-        return self._right(prepared(self._model, texts, self._first), deltas)
+        return Joined(deltas, preservation, lost, self.given(self._texts, deltas))
 
     @torch.no_grad()
-    def _right(self, texts: Sequence[Text], deltas: Mapping[str, LowRankDelta]) -> list[bool]:
+    def given(self, texts: Sequence[Text], deltas: Mapping[str, LowRankDelta]) -> list[bool]:
+        """Whether an update gives the answer of each text, token for token."""
         return [bool(answers(self._model, self._first, [text], deltas)[1].all()) for text in texts]
 
 

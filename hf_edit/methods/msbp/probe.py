@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_edit.batching import batched
+from hf_edit.batching import batched, spread
 from hf_edit.methods.base import Preservation
 from hf_edit.methods.msbp.capture import Captured
 from hf_edit.methods.msbp.config import CalibrationConfig
@@ -44,7 +44,7 @@ class Probe:
             last: of its batch: it is to reach the target loss; else it takes away its share of the loss.
         """
         config = self.config
-        chosen = _spread(len(texts), config.probes)
+        chosen = spread(range(len(texts)), config.probes)
         before = float(captured.losses[torch.isin(captured.texts, captured.texts.new_tensor(chosen))].mean())
         goal = config.target_loss if last else max(config.target_loss, (1 - config.share) * before)
         unit = {name: proposal.delta(proposal.changes) for name, proposal in proposals.items()}
@@ -86,10 +86,3 @@ def _first_order(captured: Captured, unit: Mapping[str, LowRankDelta]) -> float:
     assert isinstance(slope, Tensor)
     total = float(slope.abs().sum())
     return float(captured.losses.sum()) / total if total > 0 else 0.0
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """Up to `most` of `count` indices, evenly spread."""
-    if count <= most:
-        return list(range(count))
-    return [i * count // most for i in range(most)]

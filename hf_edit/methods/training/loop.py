@@ -19,7 +19,7 @@ from hf_edit.methods.training.texts import Batch, Text, answer_logits
 from hf_edit.models.editable import EditableModel, check_finite
 from hf_edit.progress import Progress
 from hf_edit.settings import Settings, setting
-from hf_edit.solvers.low_rank import LowRankDelta, concatenated
+from hf_edit.solvers.low_rank import LowRankDelta, summed
 
 
 FORGOTTEN = 0.005
@@ -127,7 +127,7 @@ def train(
         optimiser.zero_grad()
         drawn = torch.multinomial(state.chances(), drawn_at_once, generator=generator).tolist()
         beside = _drawn_decoy(decoys, generator)
-        losses, right = answers(model, first, [trainees[i].text for i in drawn], _plus(factors.deltas(), beside))
+        losses, right = answers(model, first, [trainees[i].text for i in drawn], summed([factors.deltas(), beside]))
         check_finite(losses, f"The loss of step {step}")
         state.note(drawn, losses, right)
         weights = losses.new_tensor([trainees[i].weight for i in drawn])
@@ -227,7 +227,7 @@ def _confirmed(
         texts = [trainees[i].text for i in part]
         losses, right = answers(model, first, texts, factors.deltas())
         for decoy in decoys:
-            right &= answers(model, first, texts, _plus(factors.deltas(), decoy))[1]
+            right &= answers(model, first, texts, summed([factors.deltas(), decoy]))[1]
         state.note(part, losses, right)
     return state.done(config.stop_loss)
 
@@ -240,12 +240,6 @@ def _drawn_decoy(
         return {}
     place = int(torch.randint(2 * len(decoys), (1,), generator=generator))
     return decoys[place] if place < len(decoys) else {}
-
-
-def _plus(deltas: Mapping[str, LowRankDelta], others: Mapping[str, LowRankDelta]) -> dict[str, LowRankDelta]:
-    return {
-        name: concatenated([some[name] for some in (deltas, others) if name in some]) for name in {**deltas, **others}
-    }
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ from hf_edit.methods.training.texts import Batch, Text, answer_logits, prepared
 from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Silent
 from hf_edit.prompting import PromptFormat
-from hf_edit.solvers.low_rank import LowRankDelta, concatenated
+from hf_edit.solvers.low_rank import LowRankDelta, summed
 
 
 FIRST = 2
@@ -143,13 +143,9 @@ def test_an_answer_learned_beside_a_decoy_is_given_with_and_without_it(view: Edi
     _, decoy = learned(view, of([texts[2]]), shrink=False)
     _, alone = learned(view, of(texts[:1]), shrink=False)
     trained, beside = learned(view, of(texts[:1]), decoys=[decoy], max_steps=120, shrink=False)
-    assert not fresh(view, texts[0], _sum(alone, decoy))[1]
+    assert not fresh(view, texts[0], summed([alone, decoy]))[1]
     assert trained.right == [True]
-    assert fresh(view, texts[0], beside)[1] and fresh(view, texts[0], _sum(beside, decoy))[1]
-
-
-def _sum(one: dict[str, LowRankDelta], other: dict[str, LowRankDelta]) -> dict[str, LowRankDelta]:
-    return {name: concatenated([one[name], other[name]]) for name in one}
+    assert fresh(view, texts[0], beside)[1] and fresh(view, texts[0], summed([beside, decoy]))[1]
 
 
 def test_no_more_than_two_texts_per_judged_one_are_drawn(view: EditableModel, texts: list[Text]) -> None:
