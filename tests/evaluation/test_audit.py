@@ -22,7 +22,7 @@ from hf_edit.evaluation.audit import run
 from hf_edit.evaluation.audit.directions import examined
 from hf_edit.evaluation.audit.keys import listed_keys
 from hf_edit.evaluation.audit.moments import LARGEST, recipe
-from hf_edit.evaluation.audit.outside import Outside
+from hf_edit.evaluation.audit.outside import Outside, outside
 from hf_edit.evaluation.audit.run import unrelated_prompts
 from hf_edit.methods.base import EditSource, KeyValues
 from hf_edit.methods.polish.config import PolishSettings
@@ -32,12 +32,13 @@ from hf_edit.models.editable import EditableModel
 from hf_edit.packs.pack import EditPack
 from hf_edit.progress import Silent
 from hf_edit.prompting import PromptFormat
+from hf_edit.solvers.key_basis import Keys
 from hf_edit.solvers.low_rank import LowRankDelta
 from hf_edit.solvers.ridge import penalty, ridge_update
 from hf_edit.statistics.config import StatisticsConfig
 from hf_edit.statistics.preserved import Preserved
 from tests.snapshots import changed, snapshot
-from tests.tiny import SIZES, tiny_tokenizer
+from tests.tiny import SIZES, tiny_model, tiny_tokenizer
 
 
 STATISTICS = StatisticsConfig(tokens=3200, conversations=8, answer_tokens=4, length=32, batch=64)
@@ -158,6 +159,33 @@ def test_methods_without_keys_are_not_examined(cached: None) -> None:
     listed = some_edits(3, 5)
     pack = packed(solved(listed, 0), listed, FinetuneConfig(), "finetune")
     assert unlisted(pack)[0] == {} and "finetune" in unlisted(pack)[2][0]
+
+
+def test_an_update_of_as_many_directions_as_can_be_explained_tells_nothing() -> None:
+    """Its keys fill everything, and it honestly uses more of them than the strongest half."""
+    d = 40
+    keys, C, none = Keys(d), torch.eye(d, dtype=torch.float64), torch.zeros(d, 0, dtype=torch.float64)
+    keys.add(torch.randn(d, 400, dtype=torch.float64))
+    strongest = LowRankDelta(torch.randn(30, 4), keys.leading(C, none)[:, :4].T.float())
+    any_of_them = LowRankDelta(torch.randn(30, 15), torch.randn(15, d))
+    found = outside(strongest, None, keys, C, above=False)
+    assert found.many and found.told and found.largest < 1e-6
+    found = outside(any_of_them, None, keys, C, above=False)
+    assert found.many and not found.told and not found.flagged and found.largest > 0.4
+
+
+def test_a_tiny_model_s_honest_pack_is_not_flagged(cached: None) -> None:
+    model, edits = tiny_model(), some_edits(2, 12)
+    settings = PolishSettings(strangers=2, conversations=4, training=TrainingConfig(max_steps=6))
+    config = AnyEditConfig(backend="direct", direct=settings, statistics=STATISTICS, format="plain")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HfEditWarning)  # of edits that are missed
+        pack = hf_edit.edit(model, tiny_tokenizer(), edits, config)
+    findings: list[str] = []
+    limits: list[str] = []
+    with borrowed(model):
+        examined(EditableModel.of(model), prompts(), pack, Silent(), findings, limits)
+    assert findings == [] and "too many directions" in limits[0]
 
 
 @pytest.mark.parametrize("together", [True, False])

@@ -68,6 +68,7 @@ def examined(
     if untold:
         limits.append(
             f"Directions: {len(untold)} of {len(found)} changes tell nothing; the second moments or the keys here are "
-            "not those that they were made with (another machine, version or setting, or changes below them)."
+            "not those that they were made with (another machine, version or setting, or changes below them), or they "
+            "have too many directions to be held against the edits' keys."
         )
     return found
