@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from hf_edit.bench.config import BenchConfig
 from hf_edit.bench.questions import read_questions, running_text
 from hf_edit.bench.summary import summary
 from hf_edit.errors import HfEditError
+from hf_edit.evaluation.memory import Memory
 from hf_edit.hub.client import is_repo_id
 from hf_edit.models.editable import EditableModel
+from hf_edit.models.fingerprint import running_fingerprint
 from hf_edit.processes import Processes, alone
 from hf_edit.progress import Progress, Silent
 
@@ -55,7 +58,9 @@ def run_bench(
     """
     text = running_text(config.text, data_folder)
     questions = {data.name: read_questions(data, text, data_folder) for data in config.data}
-    bench = Bench(model, tokenizer, config, questions, Path(out), keep_packs)
+    said = Path(out) / ".base"
+    memory = Memory(running_fingerprint(model), said)
+    bench = Bench(model, tokenizer, config, questions, Path(out), keep_packs, memory)
     cells = cells_of(config, {name: len(one.edits) for name, one in questions.items()})
     bench.check(cells)
     view, listener = EditableModel.of(model), progress or Silent()
@@ -80,6 +85,7 @@ def run_bench(
     }
     if processes.rank == 0:
         kept(Path(out) / RESULT, result)
+        shutil.rmtree(said, ignore_errors=True)
     return result
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -15,10 +16,13 @@ from hf_edit.errors import ConfigError
 from hf_edit.evaluation.config import SHORTEST_LIMIT, EvaluateConfig, Material
 from hf_edit.evaluation.edit_scores import EditScore, edit_scores
 from hf_edit.evaluation.following import answer_logits
+from hf_edit.evaluation.memory import Memory
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.generation import continuations
 from hf_edit.prompting import Encoded, PromptFormat
 
+
+T = TypeVar("T")
 
 Context = Callable[[Prompt], Prompt]
 """Puts what is to be read in front of a question."""
@@ -83,11 +87,14 @@ class Subject:
 
     Args:
         context: applied to every question before it is put.
+        memory: of this very model, from earlier evaluations.
     """
 
-    def __init__(self, view: EditableModel, task: Task, context: Context | None = None) -> None:
+    def __init__(
+        self, view: EditableModel, task: Task, context: Context | None = None, memory: Memory | None = None
+    ) -> None:
         self.view, self.task = view, task
-        self._context = context
+        self._context, self._memory = context, memory
         self._answers: dict[tuple[str, str, int], Answer] = {}
         self.asked: dict[tuple[str, str | None, str], tuple[Question, str]] = {}
         """Every question so far, in order, with its answer."""
@@ -101,6 +108,10 @@ class Subject:
         """The question as this model gets it."""
         return self._context(prompt) if self._context else prompt
 
+    def once(self, key: Hashable, ask: Callable[[], T]) -> T:
+        """What asking the model finds; remembered under that key, which says all that is asked."""
+        return ask() if self._memory is None else self._memory.once(key, ask)
+
     def answers(self, questions: Sequence[Question], limit: int, prompts: PromptFormat | None = None) -> list[Answer]:
         """Greedy answers with a natural stop, cut at `limit` tokens, in order; what was asked before is remembered.
 
@@ -111,9 +122,9 @@ class Subject:
         keys = [(prompts.name, prompt_key(question.prompt), limit) for question in questions]
         new = {key: question for key, question in zip(keys, questions, strict=True) if key not in self._answers}
         for part in batched(list(new.items()), self.task.config.batch):
-            rows = [prompts.prompt_ids(self.put(question.prompt)) for _, question in part]
+            rows = tuple(prompts.prompt_ids(self.put(question.prompt)) for _, question in part)
             room = self._room(rows, limit)
-            for (key, _), ids in zip(part, continuations(self.model, rows, prompts.stop_ids, room), strict=True):
+            for (key, _), ids in zip(part, self._continued(rows, prompts.stop_ids, room), strict=True):
                 self._answers[key] = Answer(prompts.decode(ids), tuple(ids), len(ids) < room)
         for key, question in zip(keys, questions, strict=True):
             self.asked.setdefault((question.kind, question.edit, key[1]), (question, self._answers[key].text))
@@ -136,12 +147,27 @@ class Subject:
         """Every edit under teacher forcing, old answers among what is compared where all are known."""
         edits, old = self.task.edits, self.task.material.old_answers
         known = [old[edit.id] for edit in edits] if all(edit.id in old for edit in edits) else None
-        return edit_scores(self.model, self.task.prompts, [self._put(edit) for edit in edits], known)
+        asked, prompts = tuple(self._put(edit) for edit in edits), self.task.prompts
+        return self.once(
+            ("scores", prompts.name, asked, known and tuple(known)),
+            lambda: edit_scores(self.model, prompts, asked, known),
+        )
 
     def distributions(self, texts: Sequence[Encoded]) -> list[Tensor]:
         """Per text (a, V): the log probabilities of each of its answer's tokens, fp32 on the CPU."""
-        found = {i: logits.log_softmax(-1).cpu() for i, logits, _ in answer_logits(self.model, texts, batch=4)}
-        return [found[i] for i in range(len(texts))]
+
+        def ask() -> list[Tensor]:
+            found = {i: logits.log_softmax(-1).cpu() for i, logits, _ in answer_logits(self.model, texts, batch=4)}
+            return [found[i] for i in range(len(texts))]
+
+        return ask() if self._memory is None else self._memory.tensors_once(tuple(texts), ask)
+
+    def _continued(
+        self, rows: tuple[tuple[int, ...], ...], stop_ids: frozenset[int], limit: int
+    ) -> Sequence[Sequence[int]]:
+        return self.once(
+            ("continuations", rows, stop_ids, limit), lambda: continuations(self.model, rows, stop_ids, limit)
+        )
 
     def _put(self, edit: Edit) -> Edit:
         return replace(

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from hf_edit.bench.config import BenchConfig
 from hf_edit.bench.run import run_bench
 from hf_edit.errors import ConfigError
+from hf_edit.evaluation import subject
+from hf_edit.evaluation.memory import Memory
 from hf_edit.packs.evaluation import Evaluation
 from hf_edit.packs.pack import EditPack
 from tests.bench.running import CONFIG, NAMES, run, write_data
@@ -91,6 +94,32 @@ def test_the_summary_repeats_the_figures_of_the_cells(out: Path) -> None:
             for look in ("before", "after"):
                 figure = getattr(metric, look)
                 assert (told[look] or {}).get("value") == (figure.value if figure else None)
+
+
+def test_the_base_is_asked_nothing_twice_and_figures_are_as_if_it_were(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_EDIT_CACHE", str(tmp_path / "cache"))
+    asked: list[object] = []
+    continuations = subject.continuations
+
+    def counted(model: Any, rows: Any, stop_ids: Any, limit: int) -> Any:
+        if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            asked.append((rows, limit))
+        return continuations(model, rows, stop_ids, limit)
+
+    monkeypatch.setattr(subject, "continuations", counted)
+    run(data, tmp_path / "remembering")
+    remembering, asked = asked, []
+    monkeypatch.setattr(Memory, "once", lambda self, key, ask: ask())
+    monkeypatch.setattr(Memory, "tensors_once", lambda self, key, ask: ask())
+    run(data, tmp_path / "asking")
+
+    assert len(remembering) == len(set(remembering)) < len(asked)
+    assert set(remembering) == set(asked)
+    for path in ["bench.json", *(f"cells/{path.name}" for path in (tmp_path / "asking" / "cells").iterdir())]:
+        assert timeless(read(tmp_path / "remembering" / path)) == timeless(read(tmp_path / "asking" / path))
+    assert sorted(path.name for path in (tmp_path / "remembering").iterdir()) == ["bench.json", "cells"]
 
 
 def test_kept_packs_carry_their_figures_and_a_card(out: Path) -> None:

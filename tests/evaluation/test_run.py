@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +21,10 @@ from hf_edit.evaluation.answers import greedy_answers
 from hf_edit.evaluation.evaluators import EVALUATORS
 from hf_edit.evaluation.evaluators.base import About, Evaluator, Observed
 from hf_edit.evaluation.hops import preceded
+from hf_edit.evaluation.memory import Memory
 from hf_edit.evaluation.subject import Subject, Task
 from hf_edit.files import strict_json
+from hf_edit.models.fingerprint import running_fingerprint
 from hf_edit.packs.evaluation import factors_digest
 from hf_edit.prompting import PromptFormat
 from tests.packs.make import make_pack
@@ -118,6 +122,56 @@ def test_a_context_instead_of_a_pack(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lamp.prompt == "Who made the lamp?"
     expected = greedy_answers(tiny_model(), prompts, [f"{told}\nWho made the lamp?"], 10)
     assert [lamp.after] == expected != [lamp.before]
+
+
+class Counting:
+    """A listener that counts how often the model runs in each stage."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.forwards: Counter[str] = Counter()
+        self._stage = ""
+        model.register_forward_pre_hook(lambda *_: self.forwards.update([self._stage]))
+
+    def stage(self, name: str, total: int) -> None:
+        self._stage = name
+
+    def step(self, advance: int = 1, **info: float | str) -> None: ...
+
+
+def test_with_a_memory_the_model_is_asked_once(pack: EditPack, tmp_path: Path) -> None:
+    model = tiny_model()
+    counting = Counting(model)
+    names = ("perplexity", "emsedit_compat", *quick(model, pack).protocol["evaluators"])
+    asked = {
+        "config": replace(QUICK, evaluators=names),
+        "material": replace(FEW, text="The quick brown fox jumps over the lazy dog."),
+        "progress": counting,
+    }
+    memory = Memory(running_fingerprint(model), tmp_path)
+    plain, first = quick(model, pack, **asked), quick(model, pack, **asked, memory=memory)
+    counting.forwards.clear()
+    again = quick(model, pack, **asked, memory=memory)
+    assert plain.timeless() == first.timeless() == again.timeless()
+    assert counting.forwards["before"] == 0 < counting.forwards["after"]
+    with pytest.raises(ConfigError, match="memory is of another model"):
+        quick(tiny_model(seed=1), edits=EDITS, memory=memory)
+
+
+def test_a_memory_keeps_what_it_has_room_for(tmp_path: Path) -> None:
+    memory = Memory("base", tmp_path, room=100)
+    asked: list[str] = []
+
+    def ask(name: str, size: int) -> list[torch.Tensor]:
+        def found() -> list[torch.Tensor]:
+            asked.append(name)
+            return [torch.arange(float(size)), torch.ones(1)]
+
+        return memory.tensors_once(name, found)
+
+    for name, size in (("small", 10), ("large", 20), ("small", 10), ("large", 20), ("other", 13), ("other", 13)):
+        assert [tensor.tolist() for tensor in ask(name, size)] == [list(range(size)), [1.0]]
+    assert asked == ["small", "large", "large", "other"]
+    assert Memory("another base", tmp_path).tensors_once("small", lambda: []) == []
 
 
 class Failing(Evaluator):

@@ -69,16 +69,21 @@ class EMSEditCompat(Evaluator):
 def _wins(subject: Subject, asked: Sequence[tuple[Prompt, str, str | None]]) -> list[float]:
     """Per question with its answer, and with the other one where they are compared, the share of tokens that win."""
     prompts = subject.task.prompts
-    texts = [prompts.encode(subject.put(question), answer) for question, answer, _ in asked]
-    others = [
+    texts = tuple(prompts.encode(subject.put(question), answer) for question, answer, _ in asked)
+    others = tuple(
         None if other is None else prompts.encode(subject.put(question), other).answer_ids[:-1]
         for question, _, other in asked
-    ]
+    )
     widest = max(len(ids or ()) for ids in others)
-    found = {
-        i: _share(logits[:-1], ids[:-1], others[i], widest) for i, logits, ids in answer_logits(subject.model, texts)
-    }
-    return [found[i] for i in range(len(texts))]
+
+    def ask() -> list[float]:
+        found = {
+            i: _share(logits[:-1], ids[:-1], others[i], widest)
+            for i, logits, ids in answer_logits(subject.model, texts)
+        }
+        return [found[i] for i in range(len(texts))]
+
+    return subject.once(("wins", texts, others), ask)
 
 
 def _share(logits: Tensor, ids: Tensor, other: Sequence[int] | None, widest: int) -> float:

@@ -32,25 +32,30 @@ class General(Evaluator):
     def observe(self, subject: Subject, before: Observed | None) -> Observed:
         del before
         config = subject.task.config
-        harness, models = _harness()
-        model = models.HFLM(
-            pretrained=subject.model, tokenizer=subject.task.prompts.tokenizer, batch_size=config.batch
+        asked = ("lm-eval", config.tasks, config.task_limit, config.batch, config.seed)
+        return subject.once(asked, lambda: _observed(_results(subject)))
+
+
+def _results(subject: Subject) -> Mapping[str, Any]:
+    """What lm-eval says of the model."""
+    config = subject.task.config
+    harness, models = _harness()
+    model = models.HFLM(pretrained=subject.model, tokenizer=subject.task.prompts.tokenizer, batch_size=config.batch)
+    try:
+        found: Mapping[str, Any] = harness.simple_evaluate(
+            model=model,
+            tasks=list(config.tasks),
+            limit=config.task_limit,
+            random_seed=config.seed,
+            bootstrap_iters=1000,
+            log_samples=False,
         )
-        try:
-            found = harness.simple_evaluate(
-                model=model,
-                tasks=list(config.tasks),
-                limit=config.task_limit,
-                random_seed=config.seed,
-                bootstrap_iters=1000,
-                log_samples=False,
-            )
-        except (KeyError, OSError, ValueError) as error:
-            raise ConfigError(
-                f"lm-eval could not run {', '.join(config.tasks)}: {error}",
-                "Check the names of the tasks (lm-eval ls tasks), and that their data can be had.",
-            ) from error
-        return _observed(found)
+    except (KeyError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"lm-eval could not run {', '.join(config.tasks)}: {error}",
+            "Check the names of the tasks (lm-eval ls tasks), and that their data can be had.",
+        ) from error
+    return found
 
 
 def _observed(found: Mapping[str, Any]) -> Observed:

@@ -33,4 +33,5 @@ class Perplexity(Evaluator):
         length = min(SEQUENCE, subject.view.max_length or SEQUENCE, len(ids))
         if length < 2:
             raise ConfigError(f"The text for perplexity has {len(ids)} tokens.", "Give a longer one.")
-        return Observed({"text": sequence_losses(subject.model, ids, length)})
+        losses = subject.once(("losses", ids, length), lambda: sequence_losses(subject.model, ids, length))
+        return Observed({"text": losses})

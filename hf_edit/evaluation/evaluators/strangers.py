@@ -41,4 +41,8 @@ def invented(subject: Subject) -> list[str]:
     asked = [question_of(edit.prompt) for edit in task.edits]
     some = spread(asked, -(-config.drift_questions // config.strangers))
     batched = replace(StatisticsConfig(), batch=config.batch)
-    return invent_alike(subject.view, task.prompts, some, config.strangers, batched, config.seed + SEED_OFFSET)
+    seed = config.seed + SEED_OFFSET
+    return subject.once(
+        ("strangers", task.prompts.name, tuple(some), config.strangers, config.batch, seed),
+        lambda: invent_alike(subject.view, task.prompts, some, config.strangers, batched, seed),
+    )
