@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +17,6 @@ from hf_edit.datasets.records import Case
 from hf_edit.edits import Edit, EditSet, Prompt, prompt_key, question_of
 from hf_edit.errors import ConfigError
 from hf_edit.evaluation.config import Material
-from hf_edit.evaluation.hops import Hop
 from hf_edit.validation import read_text
 
 
@@ -74,18 +73,7 @@ def read_questions(data: Data, text: str | None, folder: Path | None) -> Questio
         raise ConfigError(
             f"No record of {data.records!r} is among the {len(everything)} of {data.name}.", "Choose others."
         )
-    aliases: dict[str, list[str]] = {}
-    for case in cases:
-        for answer, others in case.aliases.items():
-            known = aliases.setdefault(answer, [])
-            known.extend(other for other in others if other not in known)
-    material = Material(
-        old_answers={case.edit.id: case.old for case in cases if case.old is not None},
-        aliases=aliases,
-        hops={case.edit.id: [Hop(prompt, tuple(some)) for prompt, some in case.hops] for case in cases if case.hops},
-        strangers=_strangers(data, cases, folder),
-        text=text,
-    )
+    material = replace(Material.of(cases), strangers=_strangers(data, cases, folder), text=text)
     return Questions(EditSet(case.edit for case in cases), material, {case.edit.id: told(case) for case in cases})
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_edit.cli.inputs import READERS, read_edits, read_settings
+from hf_edit.cli.inputs import READERS, read_settings
 from hf_edit.cli.options import Device, Dtype, Json, Model, Revision, Seed
 from hf_edit.cli.output import print_facts, print_json, print_table
 from hf_edit.cli.progress import Bars
@@ -17,7 +18,6 @@ from hf_edit.errors import ConfigError, HfEditWarning
 
 
 if TYPE_CHECKING:
-    from hf_edit.edits import EditSet
     from hf_edit.evaluation.config import Material
     from hf_edit.packs.evaluation import Evaluation
     from hf_edit.packs.pack import EditPack
@@ -39,7 +39,8 @@ def evaluate(
     ] = None,
     text: Annotated[Path | None, typer.Option(help="UTF-8 text whose perplexity is measured.")] = None,
     material: Annotated[
-        Path | None, typer.Option(help="JSON object with old_answers, aliases, strangers or unrelated.")
+        Path | None,
+        typer.Option(help="JSON object with old_answers, aliases, strangers or unrelated, in place of the data's."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings of the evaluation, .json or .toml.")] = None,
     set_: Annotated[
@@ -60,7 +61,9 @@ def evaluate(
     Questions are answered freely, greedily and to a natural stop: the edits' own and other wordings of them, what must
     not change, and what follows from the edits. Every figure comes with a 95 % interval and its protocol.
     """
-    from hf_edit.evaluation.config import EvaluateConfig
+    from hf_edit.datasets.formats import read_cases
+    from hf_edit.datasets.records import edits_of
+    from hf_edit.evaluation.config import EvaluateConfig, Material
     from hf_edit.evaluation.run import evaluate as evaluated
     from hf_edit.models.loading import load_model
     from hf_edit.packs.pack import EditPack
@@ -70,8 +73,9 @@ def evaluate(
     if save:
         _check_savable(pack)
     opened = None if pack is None else EditPack.from_pretrained(pack)
-    asked = None if edits is None else read_edits(edits, edits_format, limit)
-    known = _material(material, text, asked if edits_format == "counterfact" else None)
+    cases = [] if edits is None else read_cases(edits, edits_format, limit)
+    asked = None if edits is None else edits_of(cases, edits)
+    known = _completed(Material.of(cases), material, text)
     base, tokenizer = load_model(model, dtype=dtype, device=device, revision=revision)
     with Bars() as progress:
         evaluation = evaluated(base, tokenizer, opened, asked, settings, material=known, progress=progress)
@@ -85,20 +89,14 @@ def evaluate(
         _print(evaluation)
 
 
-def _material(file: Path | None, text: Path | None, counterfact: EditSet | None) -> Material:
-    """What the files hold; CounterFact's own old answers unless others are given."""
-    from hf_edit.datasets.counterfact import old_answers
-    from hf_edit.evaluation.config import Material
+def _completed(material: Material, file: Path | None, text: Path | None) -> Material:
+    """What the data knows; what the file holds takes its place."""
     from hf_edit.validation import located, parse_json, read_text
 
-    given: dict[str, Any] = {}
     if file is not None:
         with located(str(file)):
-            given = parse_json(read_text(file))
-            Material.from_json(given)
-    if counterfact is not None:
-        given = {"old_answers": old_answers(counterfact), **given}
-    return Material.from_json(given, None if text is None else read_text(text))
+            material = material.with_json(parse_json(read_text(file)))
+    return material if text is None else replace(material, text=read_text(text))
 
 
 def _check_savable(pack: str | None) -> None:

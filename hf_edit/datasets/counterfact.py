@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 
 from hf_edit.datasets.records import Case, Record, edits_of, read_cases
 from hf_edit.edits import Edit, EditSet, Probe
@@ -20,11 +19,6 @@ def read(path: str | os.PathLike[str], limit: int | None = None) -> EditSet:
 def cases(path: str | os.PathLike[str], limit: int | None = None) -> list[Case]:
     """The edits with the answers that they replace."""
     return read_cases(path, _case, limit)
-
-
-def old_answers(edits: Iterable[Edit]) -> dict[str, str]:
-    """Edit id -> the answer that it replaces: in this form of the data the neighbour shares it."""
-    return {edit.id: str(probe.answer) for edit in edits for probe in edit.locality}
 
 
 def _case(record: Record) -> Case:

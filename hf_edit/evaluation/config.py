@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hf_edit.datasets.records import Case
 from hf_edit.edits import Probe, Prompt
 from hf_edit.evaluation.hops import Hop
 from hf_edit.evaluation.unrelated import unrelated_prompts
@@ -77,8 +78,23 @@ class Material:
         return (answer, *self.aliases.get(answer, ()))
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any], text: str | None = None) -> Material:
-        """From JSON values: `old_answers`, `aliases`, `strangers`, `unrelated`, all optional.
+    def of(cls, cases: Iterable[Case]) -> Material:
+        """What records of a data set know beside their edits."""
+        old: dict[str, str] = {}
+        aliases: dict[str, list[str]] = {}
+        hops: dict[str, list[Hop]] = {}
+        for case in cases:
+            if case.old is not None:
+                old[case.edit.id] = case.old
+            for answer, others in case.aliases.items():
+                known = aliases.setdefault(answer, [])
+                known.extend(other for other in others if other not in known)
+            if case.hops:
+                hops[case.edit.id] = [Hop(prompt, tuple(some)) for prompt, some in case.hops]
+        return cls(old, aliases, hops)
+
+    def with_json(self, value: Mapping[str, Any]) -> Material:
+        """With JSON values in place of its own: `old_answers`, `aliases`, `strangers`, `unrelated`, all optional.
 
         Raises:
             InvalidEditError: a field is unknown or of the wrong type.
@@ -99,4 +115,4 @@ class Material:
                 answer: [checked_text(one, f"An alias of {answer!r}") for _, one in checked_items(some, "The aliases")]
                 for answer, some in checked_object(given["aliases"], "The field aliases").items()
             }
-        return cls(**plain, text=text)
+        return replace(self, **plain)

@@ -11,6 +11,9 @@ import pytest
 from hf_edit.evaluation.config import unrelated_prompts
 from hf_edit.packs.pack import EditPack
 from tests.cli.conftest import Command, failed
+from tests.datasets.published import written
+from tests.datasets.test_formats import SHORT
+from tests.datasets.test_mquake import RECORD as MQUAKE
 
 
 QUICK = ("--set", "max_new_tokens=8", "--set", "probe_tokens=6", "--set", "drift_tokens=6")
@@ -88,6 +91,15 @@ def test_old_answers_of_counterfact_and_of_a_file(hf_edit: Command, base: Path, 
     document = json.loads(hf_edit("evaluate", *arguments, "--only", "success", "--material", material, *QUICK).stdout)
     by_name = {metric["name"]: metric for metric in document["metrics"]}
     assert by_name["success.efficacy"]["before"]["value"] == 0.0  # no answer is likelier than itself
+
+
+def test_what_the_data_knows_beside_its_edits_is_asked_as_well(hf_edit: Command, base: Path, tmp_path: Path) -> None:
+    edits = written(tmp_path, {**MQUAKE, "requested_rewrite": [SHORT], "new_answer_alias": ["typesetter"]})
+    arguments = ("--edits", edits, "--edits-format", "mquake-facts", "--model", base, "--only", "multi_hop,success")
+    document = json.loads(hf_edit("evaluate", *arguments, "--json", *QUICK).stdout)
+    hops = {one["prompt"]: one["accepted"] for one in document["generations"] if one["kind"] == "hop"}
+    assert hops == dict.fromkeys(MQUAKE["questions"], ["printer", "typesetter"])
+    assert "success.efficacy" in [metric["name"] for metric in document["metrics"]]
 
 
 def test_mistakes(hf_edit: Command, base: Path, pack: Path, tmp_path: Path) -> None:

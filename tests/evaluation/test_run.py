@@ -258,14 +258,13 @@ def test_what_the_record_says_of_the_model(pack: EditPack) -> None:
 
 
 def test_material_from_json() -> None:
-    material = Material.from_json(
+    material = Material(text="text", old_answers={"b": "v"}).with_json(
         {
             "old_answers": {"a": "x"},
             "aliases": {"y": ["z"]},
             "strangers": ["q"],
             "unrelated": [[{"role": "user", "content": "w"}]],
-        },
-        "text",
+        }
     )
     assert material == Material({"a": "x"}, {"y": ["z"]}, {}, ["q"], [(Message("user", "w"),)], "text")
     assert material.accepted("y") == ("y", "z") and material.accepted("q") == ("q",)
@@ -278,4 +277,4 @@ def test_material_from_json() -> None:
         [],
     ):
         with pytest.raises(InvalidEditError):
-            Material.from_json(wrong)  # type: ignore[arg-type]
+            Material().with_json(wrong)  # type: ignore[arg-type]
