@@ -51,6 +51,14 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class Prompting:
+    """What manifests say of a prompt format: its name, and the digest of all that decides which ids a text becomes."""
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class PromptFormat:
     """How prompts are put to a model.
 
@@ -218,6 +226,10 @@ class PromptFormat:
         vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
         parts = [self.name, template, self.end_id, self._leading, vocabulary]
         return sha256(json.dumps(parts).encode()).hexdigest()
+
+    def described(self) -> Prompting:
+        """What a manifest says of it."""
+        return Prompting(self.name, self.fingerprint())
 
     def check(self, edits: Iterable[Edit], max_length: int) -> None:
         """Refuse edits that cannot be taught.

@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_edit.errors import PackError
 from hf_edit.files import strict_json
+from hf_edit.prompting import Prompting
 
 
 MANIFEST = "hypernet.json"
@@ -29,14 +30,6 @@ class Base:
     id: str | None
     model_type: str
     dtype: str
-    fingerprint: str
-
-
-@dataclass(frozen=True)
-class Prompting:
-    """The prompt format, and the digest of all that decides which ids a text becomes."""
-
-    name: str
     fingerprint: str
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from hf_edit.errors import PackError
 from hf_edit.files import strict_json
 from hf_edit.models.fingerprint import DIGEST_DTYPES
+from hf_edit.prompting import Prompting
 
 
 FORMAT_VERSION = 1
@@ -34,14 +35,6 @@ class Method:
 
     name: str
     config: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Prompting:
-    """The prompt format that the edits were taught in."""
-
-    name: str
-    fingerprint: str
 
 
 @dataclass(frozen=True)

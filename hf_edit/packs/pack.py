@@ -28,7 +28,7 @@ from hf_edit.packs.contents import FILES, MANIFEST, PackContents, from_folder, i
 from hf_edit.packs.describe import describe_base
 from hf_edit.packs.evaluation import Evaluation
 from hf_edit.packs.locate import locate
-from hf_edit.packs.manifest import Edits, Manifest, Method, Prompting, sha256
+from hf_edit.packs.manifest import Edits, Manifest, Method, sha256
 from hf_edit.packs.sharing import SIGNATURES, publish
 from hf_edit.packs.siblings import siblings
 from hf_edit.packs.verify import check_base, check_fits
@@ -94,7 +94,7 @@ class EditPack(PackContents):
             method=Method(method, _as_json(config)),
             versions={library.__name__: library.__version__ for library in (peft, safetensors, torch, transformers)},
             seed=seed,
-            prompt_format=Prompting(prompt_format.name, prompt_format.fingerprint()),
+            prompt_format=prompt_format.described(),
             base=base,
             modules=modules,
             edits=Edits(len(edits), sha256(edits.dumps().encode())),

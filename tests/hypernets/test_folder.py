@@ -17,7 +17,8 @@ from torch import Tensor
 from hf_edit.errors import PackError
 from hf_edit.files.reading import PlainFolder
 from hf_edit.hypernets.folder import CARD, WEIGHTS, read, save, to_files
-from hf_edit.hypernets.manifest import FORMAT, MANIFEST, Base, Linear, Manifest, Prompting
+from hf_edit.hypernets.manifest import FORMAT, MANIFEST, Base, Linear, Manifest
+from hf_edit.prompting import Prompting
 
 
 def manifest(**changes: Any) -> Manifest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor
 from hf_edit.errors import BaseMismatchError, ConfigError, PackError
 from hf_edit.hub.client import HubCommit, is_repo_id
 from hf_edit.hypernets import folder, sharing
-from hf_edit.hypernets.manifest import MANIFEST, Base, Linear, Manifest, Prompting
-from hf_edit.methods.msbp.config import KeyWeights, Preserving
+from hf_edit.hypernets.manifest import MANIFEST, Base, Linear, Manifest
+from hf_edit.methods.msbp.config import Preserving
 from hf_edit.methods.msbp.network import HyperNetwork
 from hf_edit.methods.msbp.proposal import Normaliser, Shape
 from hf_edit.methods.msbp.stream import Transformer
@@ -126,17 +127,8 @@ class Hypernet:
         """The blocks that it edits."""
         return tuple(linear.layer for linear in self.manifest.linears)
 
-    @property
-    def preservation(self) -> float:
-        """Weight of the second moment that it was trained with."""
-        return self._trained_with().preservation
-
-    @property
-    def moments(self) -> KeyWeights:
-        """What that second moment was made of."""
-        return self._trained_with().moments
-
-    def _trained_with(self) -> Preserving:
+    @cached_property
+    def preserving(self) -> Preserving:
         """The part of its training's settings that holds for its use; PackError where the manifest has none."""
         config = self.manifest.config
         names = [field.name for field in fields(Preserving)]
@@ -226,11 +218,6 @@ def base_of(model: EditableModel) -> Base:
     name = config._name_or_path
     known = bool(name) and is_repo_id(name) and not os.path.exists(name)
     return Base(name if known else None, config.model_type, dtype_name(model.dtype), running_fingerprint(model.model))
-
-
-def prompting_of(prompts: PromptFormat) -> Prompting:
-    """What a manifest says of the way prompts are put."""
-    return Prompting(prompts.name, prompts.fingerprint())
 
 
 def linears_of(linears: Sequence[EditableLinear]) -> tuple[Linear, ...]:

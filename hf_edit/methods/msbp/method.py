@@ -74,12 +74,12 @@ class MultiStep:
         """Weight of the second moment of what must not change."""
         if self.config.preservation is not None:
             return self.config.preservation
-        return DEFAULT_PRESERVATION if self.hypernet is None else self.hypernet.preservation
+        return DEFAULT_PRESERVATION if self.hypernet is None else self.hypernet.preserving.preservation
 
     @property
     def moments(self) -> KeyWeights:
         """What that second moment is made of."""
-        return self.config.moments if self.hypernet is None else self.hypernet.moments
+        return self.config.moments if self.hypernet is None else self.hypernet.preserving.moments
 
     def linears(self, model: EditableModel) -> list[EditableLinear]:
         """The maps that will be edited: with a network those that it knows.

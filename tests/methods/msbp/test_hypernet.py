@@ -122,7 +122,7 @@ def test_it_brings_what_it_was_trained_to_preserve(network: Hypernet, saved: Pat
 def test_a_manifest_that_does_not_say_so_is_refused(network: Hypernet, said: dict[str, object]) -> None:
     damaged = replace(network, manifest=replace(network.manifest, config=said))
     with pytest.raises(PackError, match="trained to preserve"):
-        _ = damaged.preservation
+        _ = damaged.preserving
 
 
 def test_other_weights_are_refused(saved: Path) -> None:

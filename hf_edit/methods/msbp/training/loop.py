@@ -23,15 +23,7 @@ from hf_edit.hypernets.manifest import FORMAT, Manifest
 from hf_edit.methods.base import Checkpoints, Preservation
 from hf_edit.methods.checkpoints import key_of
 from hf_edit.methods.layers import mlp_outputs
-from hf_edit.methods.msbp.hypernet import (
-    Hypernet,
-    base_of,
-    copied,
-    linears_of,
-    new_set,
-    per_step,
-    prompting_of,
-)
+from hf_edit.methods.msbp.hypernet import Hypernet, base_of, copied, linears_of, new_set, per_step
 from hf_edit.methods.msbp.probe import Probe
 from hf_edit.methods.msbp.proposal import Normaliser
 from hf_edit.methods.msbp.protection import protected_by_moments
@@ -280,7 +272,7 @@ class _Training:
             ranks=self.ranks,
             blocks=config.blocks,
             base=base_of(self.model),
-            prompt_format=prompting_of(self.prompts),
+            prompt_format=self.prompts.described(),
             linears=linears_of(self.linears),
             config=config.to_json(),
             figures={
