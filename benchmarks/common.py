@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import random
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from hf_edit.bench.costs import hardware
+from hf_edit.evaluation.figures import figure
 
 
 ROOT = Path(__file__).parent
@@ -45,26 +46,21 @@ def environment() -> dict[str, Any]:
     """Versions and hardware, for the record."""
     return {
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "hf-edit")},
-        "python": platform.python_version(),
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
+        **hardware(),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
     }
 
 
-def mean_interval(values: Sequence[float], seed: int = 0, draws: int = 2000) -> dict[str, float]:
-    """Mean with a 95 % bootstrap interval over records."""
-    if not values:
+def mean_interval(values: Sequence[float], seed: int = 0) -> dict[str, float | None]:
+    """Mean with a 95 % interval over records, the one that `hf-edit evaluate` gives; none of a single record."""
+    found = figure(values, seed=seed)
+    if found is None:
         return {}
-    generator = random.Random(seed)
-    means = sorted(sum(generator.choices(values, k=len(values))) / len(values) for _ in range(draws))
-    low, high = means[int(0.025 * draws)], means[int(0.975 * draws) - 1]
-    return {
-        "mean": round(sum(values) / len(values), 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
-        "n": len(values),
+    rounded = {
+        name: None if value is None else round(value, 4)
+        for name, value in (("mean", found.value), ("low", found.low), ("high", found.high))
     }
+    return {**rounded, "n": found.n}
 
 
 def write(name: str, result: dict[str, Any]) -> Path:
@@ -73,11 +69,3 @@ def write(name: str, result: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

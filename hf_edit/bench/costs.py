@@ -1,7 +1,8 @@
-"""What a pack costs: seconds by stage, memory at its peak, bytes on disk, ranks and norms."""
+"""What a pack costs, and on what: seconds by stage, memory at its peak, bytes on disk, ranks and norms."""
 
 from __future__ import annotations
 
+import platform
 import resource
 import sys
 import time
@@ -94,6 +95,19 @@ def pack_facts(pack: EditPack, view: EditableModel) -> dict[str, Any]:
             }
             for name, delta in pack.deltas.items()
         },
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """What seconds depend on, as JSON; versions, dtype and device stand with what was computed."""
+    lines: list[str] = []
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return {
+        "python": platform.python_version(),
+        "processor": next(names, platform.machine()),
+        "threads": torch.get_num_threads(),
     }
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_edit.bench.cells import FORMAT_VERSION, Bench, Cell, cells_of, kept
 from hf_edit.bench.config import BenchConfig
+from hf_edit.bench.costs import hardware
 from hf_edit.bench.questions import read_questions, running_text
 from hf_edit.bench.summary import summary
 from hf_edit.errors import HfEditError
@@ -78,7 +77,7 @@ def run_bench(
         "format_version": FORMAT_VERSION,
         "settings": config.to_json(),
         "base": _base(model, view),
-        "environment": _environment(processes.count),
+        "environment": {**hardware(), "processes": processes.count},
         "edits": {name: {"ids": list(one.edits.ids), "sha256": one.digest} for name, one in questions.items()},
         "cells": [cell for cell in found if "refused" not in cell],
         "refused": [cell for cell in found if "refused" in cell],
@@ -99,23 +98,3 @@ def _base(model: PreTrainedModel, view: EditableModel) -> dict[str, Any]:
         "hidden_size": view.hidden_size,
         "parameters": model.num_parameters(),
     }
-
-
-def _environment(processes: int) -> dict[str, Any]:
-    """The hardware; versions, dtype and device stand with each cell."""
-    return {
-        "python": platform.python_version(),
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "processes": processes,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
