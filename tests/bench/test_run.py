@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,30 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def counted(asked: list[Any]) -> Callable[..., Any]:
+    """`continuations`, which writes down what the base is asked."""
+    continuations = subject.continuations
+
+    def continued(model: Any, rows: Any, stop_ids: Any, limit: int) -> Any:
+        if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            asked.append((rows, limit))
+        return continuations(model, rows, stop_ids, limit)
+
+    return continued
+
+
 @pytest.fixture(scope="module")
-def out(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def asked() -> list[Any]:
+    """What the base was asked in `out`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def out(data: Path, asked: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_EDIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(subject, "continuations", counted(asked))
         run(data, folder, keep_packs=True)
     return folder
 
@@ -97,29 +117,20 @@ def test_the_summary_repeats_the_figures_of_the_cells(out: Path) -> None:
 
 
 def test_the_base_is_asked_nothing_twice_and_figures_are_as_if_it_were(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, out: Path, asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_EDIT_CACHE", str(tmp_path / "cache"))
-    asked: list[object] = []
-    continuations = subject.continuations
-
-    def counted(model: Any, rows: Any, stop_ids: Any, limit: int) -> Any:
-        if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-            asked.append((rows, limit))
-        return continuations(model, rows, stop_ids, limit)
-
-    monkeypatch.setattr(subject, "continuations", counted)
-    run(data, tmp_path / "remembering")
-    remembering, asked = asked, []
+    remembering = list(asked)
     monkeypatch.setattr(Memory, "once", lambda self, key, ask: ask())
     monkeypatch.setattr(Memory, "tensors_once", lambda self, key, ask: ask())
-    run(data, tmp_path / "asking")
-
-    assert len(remembering) == len(set(remembering)) < len(asked)
-    assert set(remembering) == set(asked)
-    for path in ["bench.json", *(f"cells/{path.name}" for path in (tmp_path / "asking" / "cells").iterdir())]:
-        assert timeless(read(tmp_path / "remembering" / path)) == timeless(read(tmp_path / "asking" / path))
-    assert sorted(path.name for path in (tmp_path / "remembering").iterdir()) == ["bench.json", "cells"]
+    monkeypatch.setattr(subject, "continuations", counted(asked))
+    run(data, tmp_path / "out")
+    asking = asked[len(remembering) :]
+    assert len(remembering) == len(set(remembering)) < len(asking)
+    assert set(remembering) == set(asking)
+    for path in ["bench.json", *(f"cells/{path.name}" for path in (tmp_path / "out" / "cells").iterdir())]:
+        assert timeless(read(out / path)) == timeless(read(tmp_path / "out" / path))
+    assert sorted(path.name for path in out.iterdir()) == ["bench.json", "cells", "packs"]
 
 
 def test_kept_packs_carry_their_figures_and_a_card(out: Path) -> None:
