@@ -15,6 +15,7 @@ from hf_edit import (
     AnyEditConfig,
     CombineConfig,
     EMSEditConfig,
+    EvaluateConfig,
     HypernetConfig,
     MemitConfig,
     PolishConfig,
@@ -27,6 +28,7 @@ from tests.tiny import SIZES, VOCAB, tiny_tokenizer
 
 
 QUICK: dict[type, dict[str, Any]] = {
+    EvaluateConfig: {"max_new_tokens": 8, "probe_tokens": 4, "drift_questions": 2, "drift_tokens": 4},
     StatisticsConfig: {"tokens": 300, "conversations": 6, "answer_tokens": 4},
     PolishSettings: {"strangers": 1},
     PolishConfig: {"strangers": 1},
