@@ -68,6 +68,10 @@ class ComputationError(HfEditError):
     """An edit whose computation failed: a loss or a solve that is not finite."""
 
 
+class MemoryBudgetError(ComputationError):
+    """A computation that does not fit into the memory budget, or into the device."""
+
+
 class PackError(HfEditError):
     """A pack, or another folder of hf_edit's, whose files are missing, damaged, hostile or of an unknown format."""
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hf_edit.models.editable import EditableModel
+from hf_edit.models.footprint import peak_over
 from hf_edit.packs.contents import VALUES, to_files
 from hf_edit.packs.pack import EditPack
 from hf_edit.progress import Progress
@@ -63,15 +62,14 @@ class Peak:
 def watched(device: torch.device) -> Iterator[Peak]:
     """Of the process (resident) and, where it computes on one, of the CUDA device.
 
-    Linux can begin a new count for each block; elsewhere the process's is that since it was started.
+    Args:
+        device: where the block computes.
     """
-    peak, cuda = Peak(), device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    yield peak
-    peak.found = {"process": _resident_peak(), **({"cuda": torch.cuda.max_memory_allocated(device)} if cuda else {})}
+    peak, places = Peak(), {"process": torch.device("cpu")} | ({"cuda": device} if device.type == "cuda" else {})
+    with ExitStack() as stack:
+        taken = {name: stack.enter_context(peak_over(place)) for name, place in places.items()}
+        yield peak
+    peak.found = {name: one.peak for name, one in taken.items()}
 
 
 def pack_facts(pack: EditPack, view: EditableModel) -> dict[str, Any]:
@@ -113,11 +111,3 @@ def hardware() -> dict[str, Any]:
 
 def _norm(module: Any) -> float:
     return float(module.weight.detach().float().norm())
-
-
-def _resident_peak() -> int:
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

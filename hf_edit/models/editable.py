@@ -30,10 +30,12 @@ from hf_edit.models.hooks import (
     passed_through,
     reading_input,
     reading_output,
+    recomputed,
     replacing,
     side_path,
     tensor_of,
 )
+from hf_edit.models.memory import Memory
 from hf_edit.models.prefix import Prefix, States, Tokens
 from hf_edit.models.shapes import base_of, linear_shape, linears_of
 from hf_edit.models.stream import Layout
@@ -72,8 +74,9 @@ class EditableModel:
         ComputationError: it computes no finite logits, as with damaged weights.
     """
 
-    def __init__(self, model: PreTrainedModel, family: Family) -> None:
+    def __init__(self, model: PreTrainedModel, family: Family, memory_budget: int | None = None) -> None:
         self.model = model
+        self.memory = Memory(self.device, memory_budget, sum(p.numel() * p.element_size() for p in model.parameters()))
         self.family = family
         self.blocks: list[nn.Module] = list(model.get_submodule(family.blocks))  # type: ignore[arg-type]
         self.linears = [self._linear(layer, edited_path(model, family, layer)) for layer in range(len(self.blocks))]
@@ -81,8 +84,12 @@ class EditableModel:
         self._stream = self._look_at_blocks()
 
     @classmethod
-    def of(cls, model: nn.Module) -> EditableModel:
-        """The view on `model`."""
+    def of(cls, model: nn.Module, memory_budget: int | None = None) -> EditableModel:
+        """The view on `model`.
+
+        Args:
+            memory_budget: bytes that computations on it may take beside it; None: what the device has.
+        """
         if isinstance(model, PeftModel):
             model = model.get_base_model()
         if not isinstance(model, PreTrainedModel):
@@ -91,7 +98,7 @@ class EditableModel:
                 "Load the model with AutoModelForCausalLM.from_pretrained.",
             )
         with borrowed(model):
-            return cls(model, find_family(model))
+            return cls(model, find_family(model), memory_budget)
 
     def _linear(self, layer: int, path: str) -> EditableLinear:
         module = self.blocks[layer].get_submodule(path)
@@ -318,7 +325,7 @@ class EditableModel:
         arguments: dict[str, Any] = {}
         cache = None
         if isinstance(prefix, States):
-            cache = prefix.as_cache(ids.shape[0], self._like)
+            cache = prefix.as_cache(ids.shape[0], self._like, growing=keep == 1)
             if mask is None:
                 mask = ids.new_ones(ids.shape[0], prefix.length + ids.shape[1])
             positions = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, prefix.length :]
@@ -329,6 +336,10 @@ class EditableModel:
             if shift is not None:
                 stack.enter_context(adding(shift[0].module, shift[1]))
             stack.enter_context(self._running(start, self.n_layers - 1))
+            if self.memory.recomputing and torch.is_grad_enabled():
+                first, shifted = next(iter(start)) if start else 0, None if shift is None else shift[0].layer
+                for block in self.blocks[first:] if shifted is None else self.blocks[max(first, shifted + 1) :]:
+                    stack.enter_context(recomputed(block))
             out = run(self.model, ids, mask, logits_to_keep=keep, **arguments)
         return out.logits, cache
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hf_edit.models.stream import Layout
 from hf_edit.solvers.low_rank import LowRankDelta
@@ -105,20 +107,33 @@ def entering(block: nn.Module, states: Tensor) -> Any:
     return hook(block.register_forward_pre_hook(replace, with_kwargs=True))
 
 
-@contextmanager
-def passed_through(block: nn.Module, arity: int | None) -> Iterator[None]:
+def passed_through(block: nn.Module, arity: int | None) -> Any:
     """The block returns its input, in the form in which it returns its output."""
-    had_own = "forward" in block.__dict__  # accelerate, for one, replaces forward on the instance
-    own: Callable[..., Any] | None = block.__dict__.get("forward")
 
     def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
         return hidden_states if arity is None else (hidden_states, *([None] * (arity - 1)))
 
-    block.forward = forward  # type: ignore[method-assign]
+    return _computing(block, forward)
+
+
+def recomputed(block: nn.Module) -> Any:
+    """The block keeps its inputs alone for a backward pass, and then runs again.
+
+    Whatever stands on the modules inside of it, such as an update, must still be there when that happens.
+    """
+    return _computing(block, partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False))
+
+
+@contextmanager
+def _computing(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """The module computes something else."""
+    had_own = "forward" in module.__dict__  # accelerate, for one, replaces forward on the instance
+    own: Callable[..., Any] | None = module.__dict__.get("forward")
+    module.forward = forward  # type: ignore[method-assign]
     try:
         yield
     finally:
         if had_own:
-            block.forward = own  # type: ignore[assignment]
+            module.forward = own  # type: ignore[assignment]
         else:
-            del block.forward
+            del module.forward

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 
 Self = TypeVar("Self", bound="Prefix")
@@ -57,20 +58,39 @@ class States(Prefix):
         """For the blocks from `layer` on."""
         return States(layer, self.states[layer - self.first :])
 
-    def as_cache(self, batch: int, like: Tensor) -> DynamicCache:
+    def as_cache(self, batch: int, like: Tensor, *, growing: bool) -> DynamicCache:
         """The states as transformers' cache. Blocks that are passed through get a stand-in of the right length.
 
         Without a config every layer of the cache is a full one, also for sliding windows: the model's masks then cut
         the window themselves, and no state is dropped that a later, shorter chunk would need.
+
+        Args:
+            growing: the tokens that run are added to it; else they only see it, and may run several times.
         """
         cache = DynamicCache()
         stand_in = like.new_zeros(batch, 1, self.length, 1)
-        for index in range(self.first):
-            cache.update(stand_in, stand_in, index)
-        if self.length:
-            for index, (keys, values) in enumerate(self.states, start=self.first):
+        states = [*[(stand_in, stand_in)] * self.first, *self.states]
+        if not growing:
+            cache.layers = [_Seen(keys, values) for keys, values in states]
+        elif self.length:
+            for index, (keys, values) in enumerate(states):
                 cache.update(keys, values, index)
         return cache
+
+
+class _Seen(DynamicLayer):
+    """States that tokens see and are not added to, so that a block may run twice over the same tokens."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        if keys.shape[-2]:
+            super().update(keys, values)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """The states with these behind them."""
+        if not self.is_initialized:
+            return key_states, value_states
+        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
 
 
 @dataclass(frozen=True, eq=False)
