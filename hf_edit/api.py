@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
@@ -24,6 +25,7 @@ from hf_edit.methods.polish.method import Polish
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.fingerprint import running_fingerprint
+from hf_edit.models.memory import parse_bytes
 from hf_edit.packs.pack import EditPack
 from hf_edit.processes import Processes, is_first
 from hf_edit.progress import Progress, Silent
@@ -44,6 +46,7 @@ def edit(
     earlier: Iterable[EditPack | EditSet] = (),
     progress: Progress | None = None,
     resume_dir: str | os.PathLike[str] | None = None,
+    memory_budget: int | str | None = None,
 ) -> EditPack:
     """Compute the pack that teaches `edits` to `model`.
 
@@ -62,15 +65,19 @@ def edit(
         progress: who is told how far it is.
         resume_dir: a folder for intermediate results. A run that was killed goes on from there and gives the same
             pack. The caller removes it when the pack is saved.
+        memory_budget: the most that may be taken beside the model, in bytes or as "2GB"; none: what the device has.
+            Less runs at once to keep it, which is slower and comes to the same up to rounding. The pack's
+            `peak_memory` says what was taken.
 
     Raises:
         InvalidEditError: an edit that cannot be taught, or is longer than the model's context.
         ConfigError: settings that do not fit the model or its tokenizer.
         UnsupportedModelError: the model has no parts that hf_edit can change.
+        MemoryBudgetError: the budget is too small, or the device.
         StatisticsError, ComputationError: second moments or targets that could not be computed.
     """
     method = method_for(config or default_config())
-    return _computed(model, tokenizer, EditSet.coerce(edits), method, earlier, progress, resume_dir)
+    return _computed(model, tokenizer, EditSet.coerce(edits), method, earlier, progress, resume_dir, memory_budget)
 
 
 def polish(
@@ -82,6 +89,7 @@ def polish(
     earlier: Iterable[EditPack | EditSet] = (),
     progress: Progress | None = None,
     resume_dir: str | os.PathLike[str] | None = None,
+    memory_budget: int | str | None = None,
 ) -> EditPack:
     """Refine the update of a pack on the answers of all its edits at once, whatever method it came from.
 
@@ -89,7 +97,7 @@ def polish(
         pack: where the refinement starts; it is not changed.
         model: the pack's base, without the pack. Only read.
         config: settings of polish; none: its defaults, in the pack's own prompt format.
-        tokenizer, earlier, progress, resume_dir: as for `edit`.
+        tokenizer, earlier, progress, resume_dir, memory_budget: as for `edit`.
 
     Returns:
         A pack of the same edits, with the given one named as its parent.
@@ -102,7 +110,9 @@ def polish(
     pack.prompts(tokenizer)
     settings = config or PolishConfig(format=pack.manifest.prompt_format.name)
     method = Polish(settings, pack.deltas)
-    return _computed(model, tokenizer, pack.edits, method, earlier, progress, resume_dir, parents=[pack])
+    return _computed(
+        model, tokenizer, pack.edits, method, earlier, progress, resume_dir, memory_budget, parents=[pack]
+    )
 
 
 def train(
@@ -147,12 +157,13 @@ def _computed(
     earlier: Iterable[EditPack | EditSet],
     progress: Progress | None,
     resume_dir: str | os.PathLike[str] | None,
+    memory_budget: int | str | None = None,
     parents: Sequence[EditPack] = (),
 ) -> EditPack:
     """The pack that `method` computes of `edits`."""
     settings, listener = method.config, _listener(progress)
     kept = [edit for one in earlier for edit in (one.edits if isinstance(one, EditPack) else one)]
-    view, prompts = _opened(model, tokenizer, settings, [*edits, *kept])
+    view, prompts = _opened(model, tokenizer, settings, [*edits, *kept], memory_budget)
     preserve = Preserved(
         view,
         prompts,
@@ -163,9 +174,10 @@ def _computed(
     )
     checkpoints = _checkpoints(resume_dir, view, prompts)
     with borrowed(view.model):
-        result = method.compute(view, prompts, edits, preserve, checkpoints, listener)
+        with view.memory.watched():
+            result = method.compute(view, prompts, edits, preserve, checkpoints, listener)
         Processes.joined(view.device).wait()  # before anyone takes away what others may still read
-        return EditPack.build(
+        pack = EditPack.build(
             model,
             deltas=result.deltas,
             edits=edits,
@@ -177,6 +189,7 @@ def _computed(
             receipt=result.receipt,
             parents=parents,
         )
+        return replace(pack, peak_memory=view.memory.peak)
 
 
 def _listener(progress: Progress | None) -> Progress:
@@ -185,7 +198,11 @@ def _listener(progress: Progress | None) -> Progress:
 
 
 def _opened(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, settings: Any, edits: Sequence[Edit]
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Any,
+    edits: Sequence[Edit],
+    memory_budget: int | str | None = None,
 ) -> tuple[EditableModel, PromptFormat]:
     """The view on the model and the format of its prompts, once all of them and the edits are known to fit."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -194,7 +211,7 @@ def _opened(
             "Load it with AutoTokenizer.from_pretrained.",
         )
     prompts = PromptFormat.of(settings.format, tokenizer)
-    view = EditableModel.of(model)
+    view = EditableModel.of(model, None if memory_budget is None else parse_bytes(memory_budget))
     _check_vocabulary(view, prompts)
     if view.max_length is not None:
         prompts.check(edits, view.max_length)

@@ -13,7 +13,7 @@ import typer
 
 from hf_edit.cli.inputs import READERS, read_edits, read_settings
 from hf_edit.cli.methods import method_entry
-from hf_edit.cli.options import Answers, Assignments, Config, Device, Dtype, Json, Model, Out, Revision, Seed
+from hf_edit.cli.options import Answers, Assignments, Config, Device, Dtype, Json, Memory, Model, Out, Revision, Seed
 from hf_edit.cli.output import folder_size, last_text, print_facts, print_json, print_table, readable_size, shortened
 from hf_edit.cli.progress import Bars
 from hf_edit.errors import PackError
@@ -53,6 +53,7 @@ def apply(
         list[Path] | None,
         typer.Option(help="A pack that stays attached, and is not to be disturbed; may be repeated."),
     ] = None,
+    memory: Memory = None,
     answers: Answers = True,
     as_json: Json = False,
 ) -> None:
@@ -75,6 +76,7 @@ def apply(
         dtype=dtype,
         with_answers=answers,
         earlier=earlier or (),
+        memory=memory,
     )
     result.report(as_json)
 
@@ -115,6 +117,7 @@ class Applied:
             "modules": sorted(self.pack.deltas),
             "bytes": folder_size(self.path),
             "seconds": round(self.seconds, 2),
+            **({} if self.pack.peak_memory is None else {"peak_memory": self.pack.peak_memory}),
             "edits": edits,
             **({"reverted": reverted} if reverted else {}),
         }
@@ -148,6 +151,11 @@ class Applied:
                 ("rank", f"{self.rank} in {len(self.pack.deltas)} module(s)"),
                 ("size", readable_size(folder_size(self.path))),
                 ("computed in", f"{self.seconds:.1f} s"),
+                *(
+                    []
+                    if self.pack.peak_memory is None
+                    else [("memory", f"{readable_size(self.pack.peak_memory)} beside the model")]
+                ),
             )
         )
 
@@ -170,17 +178,21 @@ def compute_pack(
     dtype: str = "auto",
     with_answers: bool = True,
     earlier: Sequence[Path] = (),
+    memory: str | None = None,
 ) -> Applied:
     """Compute the pack of these edits with a method, as `pack_of` does.
 
     Args:
         earlier: packs that the model has attached while it is edited and asked; what they teach is preserved.
+        memory: the budget.
         method: none: what `edit` does without settings.
     """
     from hf_edit.api import edit
     from hf_edit.compose.attach import attach
+    from hf_edit.models.memory import parse_bytes
     from hf_edit.packs.pack import EditPack
 
+    budget = None if memory is None else parse_bytes(memory)
     if method is None:
         method, settings = "anyedit", {"backend": "direct"} | (settings or {})
     config: Any = method_entry(method).config_class.from_mapping(settings or {})
@@ -189,7 +201,7 @@ def compute_pack(
     def compute(model: Any, tokenizer: Any, **how: Any) -> EditPack:
         for pack in before:
             attach(model, pack)
-        return edit(model, tokenizer, edits, config, earlier=before, **how)
+        return edit(model, tokenizer, edits, config, earlier=before, memory_budget=budget, **how)
 
     return pack_of(
         base,

@@ -18,6 +18,10 @@ Config = Annotated[Path | None, typer.Option(help="Settings of the method, .json
 Assignments = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="Most memory beside the model, such as 2GB; less then runs at once. [default: all there is]"),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Out = Annotated[Path, typer.Option(help="Directory of the pack; a pack already there is replaced.")]
 Answers = Annotated[bool, typer.Option(help="Ask the model every edit's prompt before and after.")]

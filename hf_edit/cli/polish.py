@@ -8,7 +8,7 @@ import typer
 
 from hf_edit.cli.apply import check_target, pack_of
 from hf_edit.cli.inputs import read_settings
-from hf_edit.cli.options import Answers, Assignments, Config, Device, Dtype, Json, Model, Out, Revision, Seed
+from hf_edit.cli.options import Answers, Assignments, Config, Device, Dtype, Json, Memory, Model, Out, Revision, Seed
 
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def polish(
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    memory: Memory = None,
     answers: Answers = True,
     as_json: Json = False,
 ) -> None:
@@ -33,8 +34,10 @@ def polish(
     A run that was killed goes on where it stopped when the same command is given again.
     """
     from hf_edit.methods.polish.config import PolishConfig
+    from hf_edit.models.memory import parse_bytes
     from hf_edit.packs.pack import EditPack
 
+    budget = None if memory is None else parse_bytes(memory)
     check_target(out)
     start = EditPack.from_pretrained(pack)
     settings = {"format": start.manifest.prompt_format.name} | read_settings(config, set_ or (), {"seed": seed})
@@ -43,7 +46,7 @@ def polish(
     def compute(loaded: Any, tokenizer: Any, **how: Any) -> EditPack:
         from hf_edit.api import polish as refined
 
-        return refined(start, model=loaded, tokenizer=tokenizer, config=chosen, **how)
+        return refined(start, model=loaded, tokenizer=tokenizer, config=chosen, memory_budget=budget, **how)
 
     result = pack_of(
         model,

@@ -56,9 +56,12 @@ class EditPack(PackContents):
         base_path: the folder the base came from if it did not come from the Hub. Written to adapter_config.json, so
             that AutoModelForCausalLM finds the base there, and nowhere else.
         origin: the commit on the Hub that it was read from; None for every other pack.
+        peak_memory: the most bytes beside the model that computing it took; None for one that was read. Written
+            nowhere, since the same edits give the same files on every machine.
     """
 
     origin: HubCommit | None = None
+    peak_memory: int | None = None
 
     @classmethod
     def build(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import torch
@@ -117,20 +117,39 @@ def _nothing(linear: EditableLinear) -> Tensor:
 
 
 def _add(moments: Accumulator, model: EditableModel, linears: Sequence[EditableLinear], unit: Unit) -> None:
+    """Run a unit, in parts as memory goes, and add its inputs to the sums."""
+    parts: Iterator[dict[str, dict[str, Tensor]]]
     if isinstance(unit, Tensor):
-        inputs = model.trace(unit.to(model.device), inputs=linears).inputs
-        moments.add("text", {name: keys.flatten(0, 1) for name, keys in inputs.items()})
-        return
-    ids, _ = model.ids([talk.ids for talk in unit])  # no token sees the padding behind it
+        parts = model.memory.in_parts(
+            "text", unit.unbind(), lambda rows: _of_text(model, linears, torch.stack(list(rows))), len
+        )
+    else:
+        parts = model.memory.in_parts("conversations", unit, lambda talks: _of_talks(model, linears, talks), len)
+    for part in parts:
+        for name, inputs in part.items():
+            moments.add(name, inputs)
+
+
+def _of_text(model: EditableModel, linears: Sequence[EditableLinear], rows: Tensor) -> dict[str, dict[str, Tensor]]:
+    """Part -> linear name -> inputs, (n, d_in)."""
+    inputs = model.trace(rows.to(model.device), inputs=linears).inputs
+    return {"text": {name: keys.flatten(0, 1) for name, keys in inputs.items()}}
+
+
+def _of_talks(
+    model: EditableModel, linears: Sequence[EditableLinear], talks: Sequence[Encoded]
+) -> dict[str, dict[str, Tensor]]:
+    """Part -> linear name -> inputs, (n, d_in); no part without tokens."""
+    ids, _ = model.ids([talk.ids for talk in talks])  # no token sees the padding behind it
     inputs = model.trace(ids, inputs=linears).inputs
     place = torch.arange(ids.shape[1])  # (T,)
-    begins = torch.tensor([[talk.answer_start] for talk in unit])  # (B, 1)
-    ends = torch.tensor([[len(talk)] for talk in unit])
+    begins = torch.tensor([[talk.answer_start] for talk in talks])  # (B, 1)
+    ends = torch.tensor([[len(talk)] for talk in talks])
     places = {
         "chat": place < begins,
         "prompt": place == begins - 1,
         "answer": (begins <= place) & (place < ends),
     }
-    for name, where in places.items():
-        if where.any():
-            moments.add(name, {linear: keys[where] for linear, keys in inputs.items()})
+    return {
+        name: {linear: keys[where] for linear, keys in inputs.items()} for name, where in places.items() if where.any()
+    }

@@ -15,6 +15,7 @@ from hf_edit.prompting import Encoded
 from hf_edit.statistics.collect import collect
 from hf_edit.statistics.corpus import Corpus
 from hf_edit.statistics.moments import PARTS
+from tests.short_of_memory import Short
 from tests.snapshots import changed, snapshot
 from tests.tiny import FAMILIES, tiny_model
 
@@ -87,3 +88,14 @@ def test_too_few_tokens_are_warned_of(view: EditableModel) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         collect(view, few, narrow, 8, Silent())
+
+
+def test_a_collection_in_smaller_parts_is_the_same(view: EditableModel) -> None:
+    whole = collect(view, CORPUS, view.linears, 8, Silent())
+    view.memory = memory = Short(2)
+    found = collect(view, CORPUS, view.linears, 8, Silent())
+    assert memory.ran_out == {"text", "conversations"}
+    assert found.tokens == whole.tokens
+    for part, matrices in whole.matrices.items():
+        for name, matrix in matrices.items():
+            torch.testing.assert_close(found.matrices[part][name], matrix)

@@ -57,8 +57,9 @@ def asked_by_factors(
         first: the block that the text enters.
         deltas: the update, on the model's device.
     """
+    entering = text.entering
     with model.updated(deltas):
-        keys = _keys(model, text, linears, first)
+        keys = _keys(model, text.ids, entering, linears, first)
     values = {name: delta.outputs(keys[name].to(delta.A)) for name, delta in deltas.items()}
     return Asked(text, keys, values)
 
@@ -68,11 +69,14 @@ def asked_by_values(
 ) -> Asked:
     """What a source says, with the keys found again by one forward of the base."""
     values = {name: value.to(model.device) for name, value in values.items()}
+    entering = text.entering
     with model.shifted({name: value[None] for name, value in values.items()}):
-        keys = _keys(model, text, linears, first)
+        keys = _keys(model, text.ids, entering, linears, first)
     return Asked(text, keys, values)
 
 
-def _keys(model: EditableModel, text: Text, linears: Sequence[EditableLinear], first: int) -> dict[str, Tensor]:
-    trace = model.trace(text.ids[None, :-1], inputs=linears, start={first: text.entering[None, :-1]})
+def _keys(
+    model: EditableModel, ids: Tensor, entering: Tensor, linears: Sequence[EditableLinear], first: int
+) -> dict[str, Tensor]:
+    trace = model.trace(ids[None, :-1], inputs=linears, start={first: entering[None, :-1]})
     return {name: keys[0] for name, keys in trace.inputs.items()}

@@ -40,6 +40,11 @@ class Fact:
         """Tokens of the edit's own text from the key on."""
         return len(self.texts[0].encoded) - self.key
 
+    def tokens(self) -> int:
+        """Of all its texts, as they run together."""
+        texts = [*self.texts, *([] if self.essence is None else [self.essence])]
+        return len(texts) * max(len(text.encoded) for text in texts)
+
     def shares(self) -> list[float]:
         """Weight of each text: the prompt itself counts as much as all prefixes together, as in MEMIT's keys."""
         others = len(self.texts) - 1

@@ -76,7 +76,12 @@ class ShortFacts(ABC, Generic[Config]):
         targets = in_batches(
             facts,
             config.batch,
-            lambda batch: self._targets(model, linears[-1], batch, checkpoints, progress),
+            lambda batch: model.memory.in_parts(
+                "targets",
+                batch,
+                lambda part: self._targets(model, linears[-1], part, checkpoints, progress),
+                Fact.tokens,
+            ),
             processes,
         )
         deltas, source = spread_update(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,18 +39,20 @@ class Targets:
 def in_batches(
     facts: Sequence[Fact],
     size: int,
-    optimise: Callable[[Sequence[Fact]], Targets],
+    optimise: Callable[[Sequence[Fact]], Iterable[Targets]],
     processes: Processes,
 ) -> Targets:
     """The targets of all facts, in their order, from batches of about equally long ones, which need little padding.
 
     Args:
         size: of a batch; less where every process would not get one.
+        optimise: gives the targets of a batch, in one part or several.
         processes: which share the batches.
     """
     order = sorted(range(len(facts)), key=lambda i: (facts[i].tail, facts[i].key))
     size = min(size, -(-len(facts) // processes.count))
-    parts = processes.map(lambda part: optimise([facts[i] for i in part]), list(batched(order, size)))
+    found = processes.map(lambda part: list(optimise([facts[i] for i in part])), list(batched(order, size)))
+    parts = [part for batch in found for part in batch]
     back = torch.tensor(order).argsort()
     return Targets(**{name: torch.cat([vars(part)[name] for part in parts])[back] for name in vars(parts[0])})
 

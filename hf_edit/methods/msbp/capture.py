@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_edit.batching import batched
 from hf_edit.methods.training.texts import Batch, Text
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.models.prefix import Prefix
@@ -48,14 +47,11 @@ def capture(
         first: the lowest edited block, which the texts enter.
         at_once: texts run together.
     """
-    keys: dict[str, list[Tensor]] = {linear.name: [] for linear in linears}
-    gradients: dict[str, list[Tensor]] = {linear.name: [] for linear in linears}
-    losses: list[Tensor] = []
-    owners: list[Tensor] = []
     # answers of one length need no padding, and of these prompts
     order = sorted(range(len(texts)), key=lambda i: (len(texts[i].labels), texts[i].start))
     dtype = torch.promote_types(model.dtype, torch.float32)
-    for part in batched(order, at_once):
+
+    def captured(part: Sequence[int]) -> Captured:
         prefix, mask = _prompts(model, [texts[i] for i in part], first)
         # the last token of the prompt, which predicts the first of the answer, and the answer
         batch = Batch.of([_behind(texts[i], texts[i].start - 1 if prefix else 0) for i in part])
@@ -69,18 +65,20 @@ def capture(
             logits = model.logits_at(batch.ids, batch.where, start={first: batch.entering}, prefix=prefix, mask=mask)
             loss = F.cross_entropy(logits.to(dtype), batch.labels, reduction="none")
             found = torch.autograd.grad(loss.sum(), list(zeros.values()))
-        for name, gradient in zip(zeros, found, strict=True):
-            gradients[name].append(gradient[batch.where])
-            keys[name].append(inputs[name][batch.where].to(dtype))
-        losses.append(loss.detach())
-        owners.append(torch.tensor(part, device=model.device)[batch.rows])
-    texts_of_rows = torch.cat(owners)
-    back = texts_of_rows.argsort(stable=True)  # to the order of the texts
+        gradients = {name: gradient[batch.where] for name, gradient in zip(zeros, found, strict=True)}
+        keys = {name: inputs[name][batch.where].to(dtype) for name in zeros}
+        return Captured(keys, gradients, loss.detach(), torch.tensor(part, device=model.device)[batch.rows])
+
+    parts = list(
+        model.memory.in_parts("capturing", order, captured, lambda i: len(texts[i].ids), at_once, backward=True)
+    )
+    owners = torch.cat([part.texts for part in parts])
+    back = owners.argsort(stable=True)  # to the order of the texts
     return Captured(
-        {name: torch.cat(rows)[back] for name, rows in keys.items()},
-        {name: torch.cat(rows)[back] for name, rows in gradients.items()},
-        torch.cat(losses)[back],
-        texts_of_rows[back],
+        {linear.name: torch.cat([part.keys[linear.name] for part in parts])[back] for linear in linears},
+        {linear.name: torch.cat([part.gradients[linear.name] for part in parts])[back] for linear in linears},
+        torch.cat([part.losses for part in parts])[back],
+        owners[back],
     )
 
 
@@ -133,11 +131,12 @@ def _prompts(model: EditableModel, texts: Sequence[Text], first: int) -> tuple[P
         return None, texts[0].ids.new_zeros(len(texts), 0)
     width = max(text.start for text in texts) - 1
     ids = texts[0].ids.new_zeros(len(texts), width)
-    entering = texts[0].entering.new_zeros(len(texts), width, texts[0].entering.shape[1])
+    states = [text.entering for text in texts]
+    entering = states[0].new_zeros(len(texts), width, states[0].shape[1])
     mask = torch.zeros_like(ids)
     for row, text in enumerate(texts):
         begin = width - (text.start - 1)
-        ids[row, begin:], entering[row, begin:] = text.ids[: text.start - 1], text.entering[: text.start - 1]
+        ids[row, begin:], entering[row, begin:] = text.ids[: text.start - 1], states[row][: text.start - 1]
         mask[row, begin:] = 1
     prefix = model.no_prefix(first)
     return (model.extended(prefix, ids, start={first: entering}, mask=mask) if width else prefix), mask

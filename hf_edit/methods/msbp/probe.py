@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_edit.batching import batched, spread
+from hf_edit.batching import spread
 from hf_edit.methods.base import Preservation
 from hf_edit.methods.msbp.capture import Captured
 from hf_edit.methods.msbp.config import CalibrationConfig
@@ -60,18 +60,22 @@ class Probe:
         stream = self.stream
         dtype = torch.promote_types(stream.model.dtype, torch.float32)
         shift = {name: LowRankDelta(size * delta.B, delta.A).to(dtype) for name, delta in unit.items()}
-        total, count = 0.0, 0
+
+        def loss(part: Sequence[Text]) -> float:
+            batch = Batch.of(part)
+            logits = answer_logits(stream.model, batch, stream.first).float()
+            return float(F.cross_entropy(logits, batch.labels, reduction="sum"))
+
+        def drift(part: Sequence[Known]) -> float:
+            batch = Batch.of([known.text for known in part])
+            return float(divergence(answer_logits(stream.model, batch, stream.first), part)) * len(batch.labels)
+
+        in_parts, most = stream.model.memory.in_parts, stream.at_once
         with stream.model.updated(stream.deltas), stream.model.updated(shift):
-            for part in batched(texts, stream.at_once):
-                batch = Batch.of(part)
-                logits = answer_logits(stream.model, batch, stream.first).float()
-                total += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
-                count += len(batch.labels)
-            drift = 0.0
-            for known in batched(self._known, stream.at_once):
-                logits = answer_logits(stream.model, Batch.of([k.text for k in known]), stream.first)
-                drift += float(divergence(logits, known)) * len(known) / len(self._known)
-        return total / count + self.config.drift_weight * drift
+            losses = sum(in_parts("probing", texts, loss, lambda text: len(text.ids), most))
+            drifts = sum(in_parts("probing", self._known, drift, lambda known: len(known.text.ids), most))
+        places = sum(len(known.text.labels) for known in self._known)
+        return losses / sum(len(text.labels) for text in texts) + self.config.drift_weight * drifts / max(1, places)
 
 
 def _first_order(captured: Captured, unit: Mapping[str, LowRankDelta]) -> float:

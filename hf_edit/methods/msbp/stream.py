@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_edit.batching import batched
 from hf_edit.methods.msbp.capture import Captured, captured_by
 from hf_edit.methods.msbp.network import HyperNetwork
 from hf_edit.methods.msbp.proposal import Normaliser, Place, Proposal, Rule, Shape, desired, places
@@ -18,6 +18,9 @@ from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.processes import Processes
 from hf_edit.solvers.low_rank import LowRankDelta, concatenated, merged_when_wide
 from hf_edit.solvers.shift import KeySolve, Protected, Ridge
+
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,30 +132,37 @@ class Stream:
     @torch.no_grad()
     def keys(self, texts: Sequence[Text]) -> dict[str, Tensor]:
         """Keys where the answers of texts are predicted, with the update in place, (n, d_in) by linear name."""
-        kept: dict[str, list[Tensor]] = {linear.name: [] for linear in self.linears}
-        for _, inputs, batch in self._passes(texts, self.linears):
-            for name, rows in inputs.items():
-                kept[name].append(rows[batch.where])
-        return {name: torch.cat(rows) for name, rows in kept.items()}
+
+        def kept(_: Tensor, inputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+            return {name: rows[batch.where] for name, rows in inputs.items()}
+
+        parts = list(self._passes(texts, kept, self.linears))
+        return {linear.name: torch.cat([part[linear.name] for part in parts]) for linear in self.linears}
 
     @torch.no_grad()
     def judged(self, texts: Sequence[Text]) -> tuple[list[float], list[bool]]:
         """Each text's mean loss per answer token, and whether every token of it is the likeliest."""
-        losses: list[float] = []
-        right: list[bool] = []
-        for logits, _, batch in self._passes(texts):
+
+        def judged(logits: Tensor, _: dict[str, Tensor], batch: Batch) -> list[tuple[float, bool]]:
             loss = F.cross_entropy(logits.float(), batch.labels, reduction="none")
-            wrong = (logits.argmax(dim=-1) != batch.labels).float()
-            losses += batch.mean_per_text(loss).tolist()
-            right += (batch.mean_per_text(wrong) == 0).tolist()
-        return losses, right
+            wrong = batch.mean_per_text((logits.argmax(dim=-1) != batch.labels).float())
+            return list(zip(batch.mean_per_text(loss).tolist(), (wrong == 0).tolist(), strict=True))
+
+        found = [one for part in self._passes(texts, judged) for one in part]
+        return [loss for loss, _ in found], [right for _, right in found]
 
     def _passes(
-        self, texts: Sequence[Text], read: Sequence[EditableLinear] = ()
-    ) -> Iterator[tuple[Tensor, dict[str, Tensor], Batch]]:
-        """Logits, inputs of these linears and batch, of a forward pass over some of the texts at a time."""
-        for part in batched(texts, self.at_once):
+        self,
+        texts: Sequence[Text],
+        of: Callable[[Tensor, dict[str, Tensor], Batch], R],
+        read: Sequence[EditableLinear] = (),
+    ) -> Iterator[R]:
+        """What `of` makes of logits, inputs of these linears and batch, of passes over some of the texts at a time."""
+
+        def passed(part: Sequence[Text]) -> R:
             batch = Batch.of(part)
             size = tuple(batch.ids.shape)
             with self.model.updated(self.deltas), self.model.reading(read, size) as inputs:
-                yield answer_logits(self.model, batch, self.first), inputs, batch
+                return of(answer_logits(self.model, batch, self.first), inputs, batch)
+
+        return self.model.memory.in_parts("passing", texts, passed, lambda text: len(text.ids), self.at_once)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from hf_edit.batching import batched
 from hf_edit.methods.base import Checkpoints
 from hf_edit.methods.training.factors import Factors
-from hf_edit.methods.training.teacher import Teacher, divergence
+from hf_edit.methods.training.teacher import Known, Teacher, divergence
 from hf_edit.methods.training.texts import Batch, Text, answer_logits
 from hf_edit.models.editable import EditableModel, check_finite
 from hf_edit.progress import Progress
@@ -22,6 +23,7 @@ from hf_edit.settings import Settings, setting
 from hf_edit.solvers.low_rank import LowRankDelta, summed
 
 
+R = TypeVar("R")
 FORGOTTEN = 0.005
 """A text whose loss is below this is drawn as if it were this: nothing is never looked at again."""
 WARM_UP = 5
@@ -127,18 +129,14 @@ def train(
         optimiser.zero_grad()
         drawn = torch.multinomial(state.chances(), drawn_at_once, generator=generator).tolist()
         beside = _drawn_decoy(decoys, generator)
-        losses, right = answers(model, first, [trainees[i].text for i in drawn], summed([factors.deltas(), beside]))
+        weights = torch.tensor([trainees[i].weight for i in drawn], dtype=torch.float64)
+        weights /= weights.sum()
+        losses, right = _descended(model, first, [trainees[i].text for i in drawn], weights, factors, beside)
         check_finite(losses, f"The loss of step {step}")
         state.note(drawn, losses, right)
-        weights = losses.new_tensor([trainees[i].weight for i in drawn])
-        loss = (weights * losses).sum() / weights.sum()
-        (loss + config.size_weight * loss.detach() * factors.size()).backward()
+        (config.size_weight * (weights.to(losses) @ losses) * factors.size()).backward()
         known = teacher.drawn(drift_at_once, generator) if config.drift_weight else []
-        if known:
-            batch = Batch.of([one.text for one in known])
-            with model.updated(factors.deltas()):
-                logits = answer_logits(model, batch, first)
-            (config.drift_weight * divergence(logits, known)).backward()
+        _held(model, first, known, config.drift_weight, factors)
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * min(1.0, step / WARM_UP, (state.mean_loss() / SLOW_BELOW) ** 0.5)
         optimiser.step()
@@ -182,21 +180,93 @@ class _State:
 def answers(
     model: EditableModel, first: int, texts: Sequence[Text], deltas: Mapping[str, LowRankDelta]
 ) -> tuple[Tensor, Tensor]:
-    """Per text the mean loss over the answer's tokens, (B,), and whether all are the likeliest, (B,).
+    """Per text the mean loss over the answer's tokens, (B,), and whether all are the likeliest, (B,)."""
 
-    Differentiable with respect to the update.
+    def judged(part: Sequence[int]) -> tuple[Tensor, Tensor]:
+        with torch.no_grad(), model.updated(deltas):
+            return _judged(model, first, [texts[i] for i in part])
+
+    return _in_order(_by_length(model, "judging", texts, judged))
+
+
+def _descended(
+    model: EditableModel,
+    first: int,
+    texts: Sequence[Text],
+    weights: Tensor,
+    factors: Factors,
+    beside: Mapping[str, LowRankDelta],
+) -> tuple[Tensor, Tensor]:
+    """As `answers`; the gradient of the texts' losses times `weights` (B,) is added to that of the factors.
+
+    Args:
+        beside: another update that is in place.
     """
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    for group in alike_in_length([len(text.ids) for text in texts]):
-        batch = Batch.of([texts[i] for i in group])
-        with model.updated(deltas):
-            logits = answer_logits(model, batch, first)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        losses = batch.mean_per_text(F.cross_entropy(logits, batch.labels, reduction="none"))
-        right = batch.mean_per_text((logits.detach().argmax(-1) == batch.labels).to(losses.dtype)) == 1
-        found |= {i: (losses[row], right[row]) for row, i in enumerate(group)}
-    in_order = [found[i] for i in range(len(texts))]
-    return torch.stack([loss for loss, _ in in_order]), torch.stack([right for _, right in in_order])
+
+    def descended(part: Sequence[int]) -> tuple[tuple[Tensor, Tensor], Sequence[Tensor]]:
+        with model.updated(summed([factors.deltas(), beside])):
+            losses, right = _judged(model, first, [texts[i] for i in part])
+            objective = weights[list(part)].to(losses) @ losses
+            return (losses.detach(), right), torch.autograd.grad(objective, factors.parameters())
+
+    found = []
+    for part, (judged, gradients) in _by_length(model, "training", texts, descended, backward=True):
+        _add_gradients(factors, gradients)
+        found.append((part, judged))
+    return _in_order(found)
+
+
+def _held(model: EditableModel, first: int, known: Sequence[Known], weight: float, factors: Factors) -> None:
+    """Add the gradient of `weight` times the divergence to that of the factors."""
+    places = sum(len(one.text.labels) for one in known)
+
+    def held(part: Sequence[Known]) -> Sequence[Tensor]:
+        batch = Batch.of([one.text for one in part])
+        with model.updated(factors.deltas()):
+            drift = divergence(answer_logits(model, batch, first), part) * (len(batch.labels) / places)
+            return torch.autograd.grad(weight * drift, factors.parameters())
+
+    for gradients in model.memory.in_parts("holding", known, held, lambda one: len(one.text.ids), backward=True):
+        _add_gradients(factors, gradients)
+
+
+def _judged(model: EditableModel, first: int, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
+    """Losses and rightness, each (B,), of texts run together with whatever update is in place."""
+    batch = Batch.of(texts)
+    logits = answer_logits(model, batch, first)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = batch.mean_per_text(F.cross_entropy(logits, batch.labels, reduction="none"))
+    right = batch.mean_per_text((logits.detach().argmax(-1) == batch.labels).to(losses.dtype)) == 1
+    return losses, right
+
+
+def _add_gradients(factors: Factors, gradients: Sequence[Tensor]) -> None:
+    for leaf, gradient in zip(factors.parameters(), gradients, strict=True):
+        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+
+
+def _by_length(
+    model: EditableModel,
+    kind: str,
+    texts: Sequence[Text],
+    work: Callable[[Sequence[int]], R],
+    *,
+    backward: bool = False,
+) -> Iterator[tuple[Sequence[int], R]]:
+    """What `work` makes of texts, by their indices: those alike in length run together, as far as memory goes."""
+    lengths = [len(text.ids) for text in texts]
+    for group in alike_in_length(lengths):
+        yield from model.memory.in_parts(
+            kind, group, lambda part: (part, work(part)), lengths.__getitem__, backward=backward
+        )
+
+
+def _in_order(judged: Iterable[tuple[Sequence[int], tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor]:
+    """Losses and rightness of all texts, from those of parts."""
+    parts, found = zip(*judged, strict=True)
+    back = torch.tensor([i for part in parts for i in part]).argsort()
+    losses, right = (torch.cat(values) for values in zip(*found, strict=True))
+    return losses[back], right[back]
 
 
 def alike_in_length(lengths: Sequence[int]) -> list[list[int]]:

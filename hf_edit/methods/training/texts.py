@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from hf_edit.batching import batched
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.prompting import Encoded
 
@@ -22,13 +22,19 @@ class Text:
 
     Args:
         ids: (T,)
-        entering: (T, d), the residual stream before the lowest edited block, which no update changes.
+        states: (T, d), the residual stream before the lowest edited block, which no update changes; or how it is
+            found anew, where there is no room to keep it.
         start: where the answer begins.
     """
 
     ids: Tensor
-    entering: Tensor
+    states: Tensor | Callable[[], Tensor]
     start: int
+
+    @property
+    def entering(self) -> Tensor:
+        """(T, d), the residual stream before the lowest edited block. Not to be asked for while hooks are in place."""
+        return self.states if isinstance(self.states, Tensor) else self.states()
 
     @property
     def labels(self) -> Tensor:
@@ -58,12 +64,13 @@ class Batch:
     def of(cls, texts: Sequence[Text]) -> Batch:
         """The batch of these texts."""
         device, width = texts[0].ids.device, max(len(t.ids) for t in texts) - 1
+        states = [text.entering for text in texts]
         ids = torch.zeros(len(texts), width, dtype=torch.long, device=device)
-        entering = texts[0].entering.new_zeros(len(texts), width, texts[0].entering.shape[1])
+        entering = states[0].new_zeros(len(texts), width, states[0].shape[1])
         where = torch.zeros(len(texts), width, dtype=torch.bool, device=device)
         for row, text in enumerate(texts):
             n = len(text.ids) - 1
-            ids[row, :n], entering[row, :n] = text.ids[:n], text.entering[:n]
+            ids[row, :n], entering[row, :n] = text.ids[:n], states[row][:n]
             where[row, text.start - 1 : n] = True
         counts = torch.tensor([len(t.labels) for t in texts], device=device)
         rows = torch.arange(len(texts), device=device).repeat_interleave(counts)
@@ -87,15 +94,27 @@ def prepared(
     ids = [
         e.ids if limit is None else e.ids[: e.answer_start + limit] for e, limit in zip(encoded, limits, strict=True)
     ]
-    texts: list[Text] = []
-    for part in batched(range(len(ids)), TRACED_AT_ONCE):
+
+    def traced(part: Sequence[int]) -> list[Text]:
         rows, _ = model.ids([ids[i] for i in part])
         entering = model.trace(rows, entering=[first]).entering[first]
-        texts += [
+        return [
             Text(rows[row, : len(ids[i])], entering[row, : len(ids[i])].clone(), encoded[i].answer_start)
             for row, i in enumerate(part)
         ]
-    return texts
+
+    if not model.memory.keeps(sum(map(len, ids)) * model.hidden_size * model.dtype.itemsize):
+        tensors = [torch.tensor(one, device=model.device) for one in ids]
+        return [
+            Text(one, partial(_traced, model, one, first), e.answer_start)
+            for one, e in zip(tensors, encoded, strict=True)
+        ]
+    parts = model.memory.in_parts("tracing", range(len(ids)), traced, lambda i: len(ids[i]), TRACED_AT_ONCE)
+    return [text for part in parts for text in part]
+
+
+def _traced(model: EditableModel, ids: Tensor, first: int) -> Tensor:
+    return model.trace(ids[None], entering=[first]).entering[first][0]
 
 
 def answer_logits(model: EditableModel, batch: Batch, first: int) -> Tensor:
