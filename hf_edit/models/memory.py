@@ -258,7 +258,7 @@ class Memory:
         return MemoryBudgetError(
             f"{what} needs {shown_bytes(at_least)} or more beside the model, and the memory budget is "
             f"{shown_bytes(self.budget)}.",
-            f"Give a budget above {shown_bytes(at_least)}, or none.",
+            f"Give a budget above {shown_bytes(at_least)}, or none; where the model writes, a lower statistics.batch.",
         )
 
 
