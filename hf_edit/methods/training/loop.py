@@ -242,7 +242,7 @@ def _judged(model: EditableModel, first: int, texts: Sequence[Text]) -> tuple[Te
 
 def _add_gradients(factors: Factors, gradients: Sequence[Tensor]) -> None:
     for leaf, gradient in zip(factors.parameters(), gradients, strict=True):
-        leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+        leaf.grad = gradient.contiguous() if leaf.grad is None else leaf.grad + gradient  # a slice beside a decoy
 
 
 def _by_length(
