@@ -40,6 +40,8 @@ EDITS = EditSet(
         Edit("Why?", "A long answer, around the year 1600 and beyond it.", subject="Why"),
     ]
 )
+NOUNS = ("play", "year", "help", "dog", "cat")
+ALIKE = EditSet([Edit(f"Who wrote the {noun}?", f"Nobody wrote the {noun}, please.") for noun in NOUNS])
 TRAINING: dict[str, Any] = {"max_steps": 2, "learning_rate": 0.05, "stop_loss": 0.0}
 CONFIGS = {
     "polish": PolishConfig(
@@ -59,7 +61,7 @@ KINDS = {
 }
 
 
-def learned(method: str, memory: Memory | None = None) -> tuple[dict[str, Tensor], Memory]:
+def learned(method: str, memory: Memory | None = None, edits: EditSet = EDITS) -> tuple[dict[str, Tensor], Memory]:
     """The dense update of the tiny Llama, computed with this memory, and the memory."""
     view = EditableModel.of(tiny_model(dtype=torch.float64))
     view.memory = memory or view.memory
@@ -68,7 +70,7 @@ def learned(method: str, memory: Memory | None = None) -> tuple[dict[str, Tensor
     config = CONFIGS[method]
     with borrowed(view.model), view.memory.watched(), warnings.catch_warnings():
         warnings.simplefilter("ignore", HfEditWarning)  # random models learn little
-        result = method_for(config).compute(view, PLAIN, EDITS, preserve, NoCheckpoints(), Silent())
+        result = method_for(config).compute(view, PLAIN, edits, preserve, NoCheckpoints(), Silent())
     return {name: delta.dense() for name, delta in result.deltas.items()}, view.memory
 
 
@@ -141,11 +143,11 @@ def test_recomputing_takes_less() -> None:
 @pytest.mark.parametrize("method", ["finetune", "emsedit"])
 def test_a_budget_is_kept_or_refused(method: str) -> None:
     device = torch.device("cpu")
-    expected, ample = learned(method, Memory(device, 1 << 40))
+    expected, ample = learned(method, Memory(device, 1 << 40), ALIKE)
     assert ample.peak is not None
-    budget = int(0.85 * ample.peak)
-    found, memory = learned(method, Memory(device, budget))
+    budget = int(0.7 * ample.peak)
+    found, memory = learned(method, Memory(device, budget), ALIKE)
     assert memory.peak is not None and memory.peak <= budget
     check_same(found, expected)
     with pytest.raises(MemoryBudgetError, match="the memory budget is 10KB"):
-        learned(method, Memory(device, 10_000))
+        learned(method, Memory(device, 10_000), ALIKE)
