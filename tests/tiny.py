@@ -80,7 +80,18 @@ OTHERS: dict[str, dict[str, Any]] = {
         "qk_nope_head_dim": 8,
         "v_head_dim": 8,
     },
+    "jetmoe": {
+        **{k: v for k, v in SIZES.items() if k not in ("head_dim", "num_attention_heads")},
+        "kv_channels": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "mamba": {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 4, "state_size": 8, "time_step_rank": 4},
+    "rwkv": {
+        **{k: SIZES[k] for k in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")},
+        "context_length": 256,
+        "attention_hidden_size": 32,
+    },
     "jamba": {
         **{k: v for k, v in SIZES.items() if k != "head_dim"},
         "num_experts": 2,

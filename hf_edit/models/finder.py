@@ -112,7 +112,7 @@ def _find_writers(model: PreTrainedModel, blocks: str) -> tuple[str, ...]:
     What writes to the residual stream last: in every decoder block the MLP closes the block or runs after the
     attention, so its last linear is the one that writes its result. Experts see only some of the tokens, and fused
     ones are no linears; then the last is the shared expert's, or the attention's. Where no such map can be had (state
-    space models), what reads from the stream.
+    space models), what reads all of the stream.
     """
     reach, reached = Reach(model), {}
     chosen: dict[int, str] = {}
@@ -145,7 +145,11 @@ _NO_LINEAR = (
 
 @dataclass(frozen=True)
 class _Ran:
-    """Paths of the linears of a block that saw every token, in the order in which they ran."""
+    """Paths of the linears of a block that saw every token, in the order in which they ran.
+
+    A map narrower than the stream is no reader: a router, the gate of an expert, a bottleneck. A change of it chooses
+    among few things; it cannot put anything into the stream.
+    """
 
     writers: list[str]
     readers: list[str]
@@ -164,7 +168,7 @@ def _linears_run(model: PreTrainedModel, blocks: str) -> dict[int, _Ran]:
         d_out, d_in = linear_shape(base_of(module))
         if args and args[0].numel() == ids.numel() * d_in:
             into.writers.extend([path] * (d_out == width))
-            into.readers.extend([path] * (d_in == width))
+            into.readers.extend([path] * (d_in == width <= d_out))
 
     with ExitStack() as hooks, torch.no_grad():
         for layer, block in enumerate(_blocks(model, blocks)):
