@@ -211,7 +211,8 @@ def _opened(
             "Load it with AutoTokenizer.from_pretrained.",
         )
     prompts = PromptFormat.of(settings.format, tokenizer)
-    view = EditableModel.of(model, None if memory_budget is None else parse_bytes(memory_budget))
+    budget = None if memory_budget is None else parse_bytes(memory_budget)
+    view = EditableModel.of(model, budget, experts=getattr(settings, "experts", False))
     _check_vocabulary(view, prompts)
     if view.max_length is not None:
         prompts.check(edits, view.max_length)

@@ -89,7 +89,7 @@ def pack_facts(pack: EditPack, view: EditableModel) -> dict[str, Any]:
                 "layer": changed[name].layer,
                 "rank": delta.rank,
                 "norm": round(delta.norm(), 6),
-                "relative_norm": round(delta.norm() / _norm(changed[name].module), 6),
+                "relative_norm": round(delta.norm() / _norm(changed[name].weight), 6),
             }
             for name, delta in pack.deltas.items()
         },
@@ -109,5 +109,5 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _norm(module: Any) -> float:
-    return float(module.weight.detach().float().norm())
+def _norm(weight: Any) -> float:
+    return float(weight.detach().float().norm())

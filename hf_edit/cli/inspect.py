@@ -149,13 +149,13 @@ def _signature(signature: Mapping[str, Any] | None) -> str:
 
 
 def _weight_norms(pack: EditPack, base: str, revision: str | None, device: str | None, dtype: str) -> dict[str, float]:
-    from hf_edit.models.fingerprint import base_modules
     from hf_edit.models.loading import load_model
+    from hf_edit.models.orientation import stored_weights
 
     model, _ = load_model(base, dtype=dtype, device=device, revision=revision)
     pack.verify(model, weights=False)
-    modules: dict[str, Any] = dict(base_modules(model))
-    return {name: float(modules[name].weight.detach().float().norm()) for name in pack.deltas}
+    stored = stored_weights(model)
+    return {name: float(stored[name][0].detach().float().norm()) for name in pack.deltas}
 
 
 def _bytes(name: str) -> int | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
@@ -29,11 +30,15 @@ def adapter_configs(model: nn.Module) -> dict[str, Any]:
 
 
 def adapter_layers(model: nn.Module) -> Iterator[tuple[str, BaseTunerLayer]]:
-    """Every adapter layer with the name of the module that it wraps, from the outside in."""
+    """Every adapter layer with the name of what it changes, from the outside in.
+
+    That is the module that it wraps, or a parameter of this module.
+    """
     root = model.get_base_model() if isinstance(model, PeftModel) else model
     for name, module in root.named_modules():
         if isinstance(module, BaseTunerLayer):
-            yield re.sub(r"\.base_layer(?=\.|$)", "", name), module
+            own = re.sub(r"\.base_layer(?=\.|$)", "", name)
+            yield f"{own}.{module.parameter_name}" if isinstance(module, ParamWrapper) else own, module
 
 
 def holds(layer: BaseTunerLayer, name: str | None = None) -> bool:

@@ -168,7 +168,7 @@ def _fill(model: nn.Module, pack: EditPack, layout: str, name: str) -> None:
             keys = sparse_keys(module)
         else:
             held = layer.lora_A[name].weight, layer.lora_B[name].weight
-            keys = adapter_keys(module)
+            keys = adapter_keys(module, module in pack.manifest.fused)
         for tensor, key in zip(held, keys, strict=True):
             tensor.copy_(state[key])
 
@@ -197,7 +197,7 @@ def _check_detachable(model: nn.Module, name: str) -> None:
             f"{name!r} is the only adapter of the PeftModel, which cannot be without one.",
             "Call model.unload(), which gives the base model back.",
         )
-    for trait in ("modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication"):
+    for trait in ("modules_to_save", "trainable_token_indices", "layer_replication"):
         if getattr(configs[name], trait, None):
             raise ComposeError(f"The adapter {name!r} has {trait}: it is no edit pack.", "Load the base model anew.")
     if getattr(configs[name], "bias", "none") != "none":
@@ -230,7 +230,8 @@ def _forget(model: PreTrainedModel | PeftModel, name: str) -> None:
         active = [other for other in tuner.active_adapters if other != name]
         tuner.active_adapter = active
         wrapped = {module for module, _ in adapter_layers(model)}
-        tuner.targeted_module_names = [module for module in tuner.targeted_module_names if module in wrapped]
+        for names in (tuner.targeted_module_names, tuner.targeted_parameter_names):
+            names[:] = [changed for changed in names if changed in wrapped]
         if model.active_adapter == name:
             model.active_adapter = next(iter(active or configs))
     elif not configs:

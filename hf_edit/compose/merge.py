@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
 from hf_edit.compose.adapters import check_host, check_unmerged
 from hf_edit.compose.attach import detach
 from hf_edit.compose.merge_plan import Host, MergePlan, Receipt, base_of, check_as_merged, check_weights, loaded
 from hf_edit.compose.merge_report import advice_on
 from hf_edit.compose.merge_sources import Pack
-from hf_edit.compose.merged import linears, remember, remembered, still_merged
+from hf_edit.compose.merged import map_weights, remember, remembered, still_merged
 from hf_edit.compose.receipt import Merge, MergeReceipt, coded
 from hf_edit.compose.rounding import MergeLoss, Rounding
 from hf_edit.compose.structure import Structure
 from hf_edit.errors import ComputationError, HfEditWarning
+from hf_edit.models.orientation import as_stored, stored_weights, weight_name
 from hf_edit.progress import Progress, Silent
 
 
@@ -70,12 +70,12 @@ def merge(
         for source in plan.sources:
             if source.adapter is not None:
                 detach(model, source.adapter)
-        for name, module in linears(plan.base).items():
+        for name, (weight, orientation) in stored_weights(plan.base).items():
             if name in plan.deltas:
-                after, losses[name] = _merged(plan, name, module)
-                key = f"{name}.weight"
-                weights[key], backup[key] = coded(module.weight, after)
-                write(module.weight, after)
+                after, losses[name] = _merged(plan, name, weight, orientation)
+                key = weight_name(name, orientation)
+                weights[key], backup[key] = coded(weight, after)
+                write(weight, after)
                 listener.step()
         total = MergeLoss.total(losses.values())
         loss = {"all": total.to_json(), "modules": {name: one.to_json() for name, one in losses.items()}}
@@ -103,28 +103,28 @@ def unmerge(model: Host, receipt: Receipt, *, progress: Progress | None = None) 
     check_unmerged(model)
     receipt, base = loaded(receipt), base_of(model)
     check_as_merged([receipt], base, list(receipt.weights))
-    modules = {name.removesuffix(".weight"): name for name in receipt.weights}
-    check_weights(base, modules)
+    check_weights(base, receipt.weights)
     listener = progress or Silent()
-    listener.stage("unmerge", len(modules))
+    listener.stage("unmerge", len(receipt.weights))
+    weights = map_weights(base)
     with _all_or_nothing(model) as write:
-        for module, name in modules.items():
-            weight = linears(base)[module].weight
+        for name in receipt.weights:
+            weight = weights[name]
             write(weight, receipt.before(name, weight))
             listener.step()
         now = {name: record.before for name, record in receipt.weights.items()}
         remember(base, still_merged(remembered(base), now))
 
 
-def _merged(plan: MergePlan, name: str, module: nn.Linear | Conv1D) -> tuple[Tensor, MergeLoss]:
-    """The weight of a module with its change, as the module stores it, and what is lost."""
+def _merged(plan: MergePlan, name: str, weight: Tensor, orientation: str) -> tuple[Tensor, MergeLoss]:
+    """The weight of a map with its change, as the model stores it, and what is lost."""
     after, loss = plan.merging(name).rounded()
     if not torch.isfinite(after).all():
         raise ComputationError(
             f"The weight of {name} with its change is beyond the range of {after.dtype}.",
             "Keep the pack attached, or load the base in bfloat16 or float32.",
         )
-    return after.T.contiguous() if isinstance(module, Conv1D) else after, loss
+    return as_stored(after, orientation, weight.shape), loss
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
@@ -12,21 +12,22 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from hf_edit.compose import bits
 from hf_edit.compose.adapters import check_host, check_unmerged
 from hf_edit.compose.merge_sources import Pack, Source, joint_deltas, sources
-from hf_edit.compose.merged import linear_weights, linears, remembered
+from hf_edit.compose.merged import map_weights, remembered
 from hf_edit.compose.receipt import MergeReceipt, left, original
 from hf_edit.compose.rounding import ROUNDINGS, Merging, Rounding
 from hf_edit.errors import BaseMismatchError, ComposeError, ConfigError, UnsupportedModelError
 from hf_edit.models.fingerprint import matches
+from hf_edit.models.orientation import as_matrix, stored_weights, weight_name
 from hf_edit.packs.pack import EditPack
 from hf_edit.solvers.low_rank import LowRankDelta
 
 
 Host: TypeAlias = PreTrainedModel | PeftModel
+_LOAD = "Load the base that this belongs to."
 Receipt: TypeAlias = MergeReceipt | str | os.PathLike[str]
 
 
@@ -64,7 +65,11 @@ class MergePlan:
             receipts = (loaded(onto),)
         found = sources(model, packs)
         deltas = joint_deltas(found)
-        check_weights(base, deltas)
+        stored = stored_weights(base)
+        for name in deltas:
+            if name not in stored:
+                raise BaseMismatchError(f"The model has no linear map {name}.", _LOAD)
+        check_weights(base, [weight_name(name, stored[name][1]) for name in deltas])
         for source in found:
             _check_not_merged(source, receipts)
             if source.pack is not None:
@@ -73,7 +78,7 @@ class MergePlan:
 
     def merging(self, module: str) -> Merging:
         """The sum of the weight of a module and its change."""
-        return Merging(as_matrix(linears(self.base)[module]), self.deltas[module], self.rounding)
+        return Merging(as_matrix(*stored_weights(self.base)[module]), self.deltas[module], self.rounding)
 
 
 def base_of(model: Host) -> PreTrainedModel:
@@ -86,27 +91,22 @@ def loaded(receipt: Receipt) -> MergeReceipt:
     return receipt if isinstance(receipt, MergeReceipt) else MergeReceipt.load(receipt)
 
 
-def as_matrix(module: nn.Linear | Conv1D) -> Tensor:
-    """The weight of a linear map as (d_out, d_in), a view."""
-    return module.weight.T if isinstance(module, Conv1D) else module.weight
-
-
-def check_weights(base: nn.Module, modules: Mapping[str, object]) -> None:
-    """Check that the weights of modules can be overwritten without changing anything else.
+def check_weights(base: nn.Module, names: Iterable[str]) -> None:
+    """Check that the weights of these names can be overwritten without changing anything else.
 
     Raises:
         UnsupportedModelError: one is quantised, sharded, not in memory, made in inference mode, or another's too.
     """
-    weights = linear_weights(base)
+    weights = map_weights(base)
     places = Counter(_place(parameter) for _, parameter in base.named_parameters(remove_duplicate=False))
-    for name in modules:
-        weight = weights.get(f"{name}.weight")
+    for name in names:
+        weight = weights.get(name)
         if weight is None:
-            raise BaseMismatchError(f"The model has no linear map {name}.", "Load the base that this belongs to.")
+            raise BaseMismatchError(f"The model has no linear map with the weight {name}.", _LOAD)
         obstacle = _obstacle(weight, shared=places[_place(weight)] > 1)
         if obstacle is not None:
             problem, remedy = obstacle
-            raise UnsupportedModelError(f"The weight of {name} {problem}.", remedy)
+            raise UnsupportedModelError(f"The weight {name} {problem}.", remedy)
 
 
 def check_as_merged(receipts: Sequence[MergeReceipt], base: nn.Module, names: Sequence[str]) -> None:
@@ -115,7 +115,7 @@ def check_as_merged(receipts: Sequence[MergeReceipt], base: nn.Module, names: Se
     Raises:
         BaseMismatchError: one is not, or the model has none of that name.
     """
-    weights, records = linear_weights(base), left(receipts)
+    weights, records = map_weights(base), left(receipts)
     for name in names:
         if name not in weights:
             raise BaseMismatchError(f"The model has no linear map with the weight {name}.", "Load the merged model.")
@@ -151,7 +151,7 @@ def _check_base(pack: EditPack, model: Host, receipts: Sequence[MergeReceipt]) -
     if not touched:
         return
     check_as_merged(receipts, base_of(model), touched)
-    weights = linear_weights(base_of(model))
+    weights = map_weights(base_of(model))
     for name, recorded in tensors.items():
         if not matches(asdict(recorded), original(receipts, name, weights[name])):
             raise BaseMismatchError(

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
@@ -18,6 +19,7 @@ from hf_edit.compose.adapters import adapter_configs, adapter_layers, holds
 from hf_edit.compose.receipt import MergedPack
 from hf_edit.errors import ComposeError
 from hf_edit.files import strict_json
+from hf_edit.packs.layout import experts_delta
 from hf_edit.packs.manifest import sha256
 from hf_edit.packs.pack import EditPack
 from hf_edit.solvers.low_rank import LowRankDelta, summed
@@ -114,6 +116,9 @@ def _attached(model: nn.Module, name: str, strict: bool = True) -> dict[str, tup
 
 def _layer_delta(layer: BaseTunerLayer, name: str) -> LowRankDelta | None:
     base = layer.get_base_layer()
+    if isinstance(layer, ParamWrapper):
+        A, B = (factors[name].weight.detach().cpu() for factors in (layer.lora_A, layer.lora_B))
+        return experts_delta(A, B, layer.num_experts) if layer.num_experts > 1 else None
     if not isinstance(base, (nn.Linear, Conv1D)):
         return None
     if isinstance(layer, SparseLinear):

@@ -14,11 +14,10 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from hf_edit.compose.receipt import MergeReceipt, joined, left
 from hf_edit.errors import HfEditWarning
-from hf_edit.models.fingerprint import base_modules
+from hf_edit.models.orientation import stored_weights, weight_name
 
 
 _RECEIPTS = "_hf_edit_merge_receipts"
@@ -48,21 +47,16 @@ def still_merged(receipts: Sequence[MergeReceipt], now: Mapping[str, str]) -> li
     return kept[::-1]
 
 
-def linears(base: nn.Module) -> dict[str, nn.Linear | Conv1D]:
-    """Name in the base -> every linear map, without wrappers."""
-    return {name: module for name, module in base_modules(base) if isinstance(module, (nn.Linear, Conv1D))}
-
-
-def linear_weights(base: nn.Module) -> dict[str, Tensor]:
-    """Name in the base -> weight of every linear map, as it is stored."""
-    return {f"{name}.weight": module.weight for name, module in linears(base).items()}
+def map_weights(base: nn.Module) -> dict[str, Tensor]:
+    """Name in the base -> weight of every map, as it is stored."""
+    return {weight_name(name, orientation): weight for name, (weight, orientation) in stored_weights(base).items()}
 
 
 def _save_pretrained(base: PreTrainedModel, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
     type(base).save_pretrained(base, save_directory, *args, **kwargs)
     if getattr(base, "_hf_peft_config_loaded", False) or not kwargs.get("is_main_process", True):
         return  # only adapters were saved, or another process saves the model
-    receipts, weights = remembered(base), linear_weights(base)
+    receipts, weights = remembered(base), map_weights(base)
     if not all(name in weights and record.is_after(weights[name]) for name, record in left(receipts).items()):
         _warn("The merged weights were changed or cast since, so the model was saved without a way to unmerge it.")
         return

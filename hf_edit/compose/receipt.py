@@ -34,7 +34,7 @@ DIFFERENCE, PLAIN = "difference", "plain"
 
 _RECEIPT, _BEFORE = "receipt.json", "before.safetensors"
 _DTYPES = {dtype_name(dtype): dtype for dtype in bits.DTYPES}
-_WEIGHT = re.compile(r"\w+(\.\w+)*\.weight", re.ASCII)
+_WEIGHT = re.compile(r"\w+(\.\w+)+", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ANEW = "The receipt is damaged or was not written by hf_edit: get it, or the base model, anew."
 
@@ -244,7 +244,7 @@ def _read_backup(folder: PlainFolder, record: _Record) -> dict[str, Tensor]:
 def _check_weight(name: str, weight: MergedWeight) -> None:
     """What types alone cannot say."""
     _require(_WEIGHT.fullmatch(name) is not None, f"{name!r} is not the name of a weight")
-    _require(len(weight.shape) == 2 and min(weight.shape) >= 1, f"{name} has the shape {list(weight.shape)}")
+    _require(len(weight.shape) in (2, 3) and min(weight.shape) >= 1, f"{name} has the shape {list(weight.shape)}")
     _require(weight.dtype in _DTYPES, f"{name} has the dtype {weight.dtype!r}")
     _require(weight.coding in (DIFFERENCE, PLAIN), f"{name} is coded as {weight.coding!r}")
     for digest in (weight.before, weight.after):

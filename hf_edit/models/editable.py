@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,8 +19,9 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_edit.errors import ComputationError, UnsupportedModelError
 from hf_edit.models.borrow import borrowed
+from hf_edit.models.experts import Experts, experts_at
 from hf_edit.models.families import Family
-from hf_edit.models.finder import edited_path, find_family
+from hf_edit.models.finder import edited_path, find_family, has_module, has_parameter, named_experts
 from hf_edit.models.forward import run
 from hf_edit.models.hooks import (
     adding,
@@ -35,33 +35,15 @@ from hf_edit.models.hooks import (
     side_path,
     tensor_of,
 )
+from hf_edit.models.linear import EditableLinear as EditableLinear
 from hf_edit.models.memory import Memory
+from hf_edit.models.orientation import EXPERTS_TRANSPOSED
 from hf_edit.models.prefix import Prefix, States, Tokens
 from hf_edit.models.shapes import base_of, linear_shape, linears_of
 from hf_edit.models.stream import Layout
 from hf_edit.models.trace import Trace
 from hf_edit.models.trial import arrives, keeps_states, skips_blocks
 from hf_edit.solvers.low_rank import LowRankDelta
-
-
-@dataclass(frozen=True)
-class EditableLinear:
-    """A linear map that an edit may change.
-
-    Args:
-        name: full module name inside the ...ForCausalLM, without adapter wrappers.
-        layer: index of its block.
-        module: what the model calls there: the linear, or the adapter layer around it.
-        d_out, d_in: its size; deltas are always (d_out, d_in).
-        transposed: the weight is stored (d_in, d_out), as in GPT-2's Conv1D.
-    """
-
-    name: str
-    layer: int
-    module: nn.Module
-    d_out: int
-    d_in: int
-    transposed: bool
 
 
 class EditableModel:
@@ -84,11 +66,12 @@ class EditableModel:
         self._stream = self._look_at_blocks()
 
     @classmethod
-    def of(cls, model: nn.Module, memory_budget: int | None = None) -> EditableModel:
+    def of(cls, model: nn.Module, memory_budget: int | None = None, *, experts: bool = False) -> EditableModel:
         """The view on `model`.
 
         Args:
             memory_budget: bytes that computations on it may take beside it; None: what the device has.
+            experts: the output maps of fused experts are edited, where a block has them.
         """
         if isinstance(model, PeftModel):
             model = model.get_base_model()
@@ -98,27 +81,63 @@ class EditableModel:
                 "Load the model with AutoModelForCausalLM.from_pretrained.",
             )
         with borrowed(model):
-            return cls(model, find_family(model), memory_budget)
+            return cls(model, find_family(model, experts), memory_budget)
 
     def _linear(self, layer: int, path: str) -> EditableLinear:
+        if path in self.family.experts:
+            return self._experts(layer, path, self.family.experts[path])
         module = self.blocks[layer].get_submodule(path)
         base = base_of(module)
         d_out, d_in = linear_shape(base)
         name = f"{self.family.blocks}.{layer}.{path}"
         return EditableLinear(name, layer, module, d_out, d_in, isinstance(base, Conv1D))
 
+    def _experts(self, layer: int, path: str, mixture: str) -> EditableLinear:
+        experts = experts_at(self.blocks[layer], path, mixture)
+        d_out, d_in = experts.shape
+        transposed = experts.orientation == EXPERTS_TRANSPOSED
+        name = f"{self.family.blocks}.{layer}.{path}"
+        return EditableLinear(name, layer, experts.carrier, d_out, d_in, transposed, experts)
+
     def block_linears(self, layer: int) -> list[EditableLinear]:
         """Every linear map of one block, attention and MLP, in the order of its modules."""
         return [self._linear(layer, path) for path, _ in linears_of(self.blocks[layer])]
 
     def linears_named(self, names: Collection[str]) -> list[EditableLinear]:
-        """The linear maps of the blocks with these full module names, in the order of the blocks."""
+        """The maps of the blocks with these full names, in the order of the blocks."""
         every = {
             linear.name: linear
             for layer, mlp_output in enumerate(self.linears)
             for linear in (mlp_output, *self.block_linears(layer))
         }
-        return [linear for name, linear in every.items() if name in names]
+        if set(names) - set(every):
+            every |= self._named_experts
+        return sorted((every[name] for name in every if name in names), key=lambda linear: linear.layer)
+
+    @cached_property
+    def _named_experts(self) -> dict[str, EditableLinear]:
+        """Full name of every output map of fused experts -> the map, whatever is edited by default."""
+        paths = named_experts(self.model, self.family.blocks)
+        every = [
+            self._experts(layer, path, mixture)
+            for layer, block in enumerate(self.blocks)
+            for path, mixture in paths.items()
+            if has_parameter(block, path)
+        ]
+        return {linear.name: linear for linear in every}
+
+    def _experts_named(self, name: str) -> Experts | None:
+        """The fused experts whose parameter has that full name; None for any other name."""
+        if name in (known := {linear.name: linear for linear in self.linears}):
+            return known[name].experts
+        if has_module(self.model, name):
+            return None
+        return self._named_experts[name].experts
+
+    def _module(self, name: str) -> nn.Module:
+        """What the model calls for a map of that full name."""
+        experts = self._experts_named(name)
+        return self.model.get_submodule(name) if experts is None else experts.carrier
 
     @property
     def n_layers(self) -> int:
@@ -174,7 +193,7 @@ class EditableModel:
         batch = tuple(ids.shape)
         with ExitStack() as stack:
             for linear in inputs:
-                stack.enter_context(reading_input(linear.module, trace.inputs, linear.name, batch))
+                stack.enter_context(linear.reading_input(trace.inputs, linear.name, batch))
             for linear in outputs:
                 stack.enter_context(reading_output(linear.module, trace.outputs, linear.name, batch))
             for layer in entering:
@@ -353,11 +372,14 @@ class EditableModel:
         """The model as if the deltas were in its weights: each linear adds B (A x), or dW x, to its output.
 
         Args:
-            deltas: full module name of any linear in a block -> factors, or dW (d_out, d_in); both may be trained.
+            deltas: full name of any map in a block -> factors, or dW (d_out, d_in); both may be trained.
         """
         with ExitStack() as stack:
             for name, delta in deltas.items():
-                stack.enter_context(side_path(self.model.get_submodule(name), delta))
+                experts = self._experts_named(name)
+                stack.enter_context(
+                    side_path(self.model.get_submodule(name), delta) if experts is None else experts.side_path(delta)
+                )
             yield
 
     @contextmanager
@@ -370,15 +392,15 @@ class EditableModel:
         inputs: dict[str, Tensor] = {}
         with ExitStack() as stack:
             for linear in linears:
-                stack.enter_context(reading_input(linear.module, inputs, linear.name, batch))
+                stack.enter_context(linear.reading_input(inputs, linear.name, batch))
             yield inputs
 
     @contextmanager
     def shifted(self, shifts: Mapping[str, Tensor]) -> Iterator[None]:
-        """Linears, by full module name, add (B, T, d_out) to their output."""
+        """Maps, by full name, add (B, T, d_out) to their output."""
         with ExitStack() as stack:
             for name, shift in shifts.items():
-                stack.enter_context(adding(self.model.get_submodule(name), shift))
+                stack.enter_context(adding(self._module(name), shift))
             yield
 
     @contextmanager
@@ -390,7 +412,7 @@ class EditableModel:
                 sequence, (1, T, width).
             where: (B, T), true where a value takes the place of what was computed.
         """
-        modules = {self.model.get_submodule(name): value for name, value in values.outputs.items()}
+        modules = {self._module(name): value for name, value in values.outputs.items()}
         modules |= {self.blocks[layer]: value for layer, value in values.leaving.items()}
         with ExitStack() as stack:
             for module, value in modules.items():

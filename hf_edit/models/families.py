@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
@@ -24,11 +25,13 @@ class Family:
         blocks: path of the list of decoder blocks inside the model.
         mlp_out: paths, inside a block, of the linear maps that write to the residual stream, in order of preference:
             of each block the first that it has is edited.
+        experts: those of them that are parameters of fused experts -> path of the module that computes the mixture.
     """
 
     name: str
     blocks: str
     mlp_out: tuple[str, ...]
+    experts: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @cache

@@ -113,7 +113,7 @@ def passed_through(block: nn.Module, arity: int | None) -> Any:
     def forward(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
         return hidden_states if arity is None else (hidden_states, *([None] * (arity - 1)))
 
-    return _computing(block, forward)
+    return calling(block, forward)
 
 
 def recomputed(block: nn.Module) -> Any:
@@ -121,12 +121,12 @@ def recomputed(block: nn.Module) -> Any:
 
     Whatever stands on the modules inside of it, such as an update, must still be there when that happens.
     """
-    return _computing(block, partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False))
+    return calling(block, partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False))
 
 
 @contextmanager
-def _computing(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """The module computes something else."""
+def calling(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """The module computes by another function."""
     had_own = "forward" in module.__dict__  # accelerate, for one, replaces forward on the instance
     own: Callable[..., Any] | None = module.__dict__.get("forward")
     module.forward = forward  # type: ignore[method-assign]

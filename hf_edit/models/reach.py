@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
 from hf_edit.models.loading import quiet
+from hf_edit.models.orientation import fused_orientation, matrix_shape
 from hf_edit.models.shapes import linear_shape
 
 
@@ -31,18 +32,18 @@ class Reach:
         if skeleton is None:
             return True
         d_out, d_in = linear_shape(skeleton.get_submodule(name))
-        key = f"base_model.model.{name}.lora_"
-        factors = {f"{key}A.weight": torch.zeros(1, d_in), f"{key}B.weight": torch.zeros(d_out, 1)}
-        try:
-            with warnings.catch_warnings(), quiet():
-                warnings.simplefilter("ignore")
-                loaded = skeleton.load_adapter(
-                    peft_config=LoraConfig(r=1, target_modules=[name]), adapter_state_dict=factors
-                )
-        except Exception:  # whatever they say to a name that they do not take, the answer is no
-            return False
-        around = [n for n, module in skeleton.named_modules() if isinstance(module, BaseTunerLayer)]
-        return around == [name] and not loaded.unexpected_keys and not loaded.missing_keys
+        return _arrives(skeleton, name, LoraConfig(r=1, target_modules=[name]), (1, d_in), (d_out, 1))
+
+    def reaches_experts(self, name: str) -> bool:
+        """The same for the full name of a parameter of fused experts."""
+        skeleton = self._skeleton()
+        if skeleton is None:
+            return True
+        holder = name.rpartition(".")[0]
+        shape = skeleton.get_parameter(name).shape
+        d_out, d_in = matrix_shape(shape, fused_orientation(skeleton.get_submodule(holder)))
+        config = LoraConfig(r=1, target_modules=[], target_parameters=[name])
+        return _arrives(skeleton, holder, config, (shape[0], d_in // shape[0]), (d_out, shape[0]))
 
     def _skeleton(self) -> PreTrainedModel | None:
         """A new model of the same configuration on the meta device; None for a class that is built otherwise."""
@@ -51,3 +52,19 @@ class Reach:
                 return type(self._model)(copy.deepcopy(self._model.config))
         except Exception:  # a class of the user's own, with an __init__ of its own
             return None
+
+
+def _arrives(
+    skeleton: PreTrainedModel, module: str, config: LoraConfig, a: tuple[int, int], b: tuple[int, int]
+) -> bool:
+    """Whether factors of these shapes, in a file, end up around that module and nowhere else."""
+    key = f"base_model.model.{module}.lora_"
+    factors = {f"{key}A.weight": torch.zeros(a), f"{key}B.weight": torch.zeros(b)}
+    try:
+        with warnings.catch_warnings(), quiet():
+            warnings.simplefilter("ignore")
+            loaded = skeleton.load_adapter(peft_config=config, adapter_state_dict=factors)
+    except Exception:  # whatever they say to a name that they do not take, the answer is no
+        return False
+    around = [n for n, part in skeleton.named_modules() if isinstance(part, BaseTunerLayer)]
+    return around == [module] and not loaded.unexpected_keys and not loaded.missing_keys

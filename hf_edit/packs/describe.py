@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from hf_edit.errors import UnsupportedModelError
 from hf_edit.hub.client import is_repo_id
 from hf_edit.models.commit import cached_commit
-from hf_edit.models.fingerprint import base_modules, dtype_name, model_fingerprint, tensor_digests
+from hf_edit.models.fingerprint import dtype_name, model_fingerprint, tensor_digests
+from hf_edit.models.orientation import stored_weights, weight_name
 from hf_edit.packs.manifest import Base, BaseTensor, Module
 
 
@@ -27,11 +26,13 @@ def describe_base(
     Raises:
         UnsupportedModelError: the model has no such module, or its weights are quantised or not in memory.
     """
-    modules: dict[str, Any] = dict(base_modules(model))
-    missing = sorted(set(ranks) - set(modules))
+    stored = stored_weights(model)
+    missing = sorted(set(ranks) - set(stored))
     if missing:
-        raise UnsupportedModelError(f"The model has no module {missing[0]}.", "Use full names, without wrappers.")
-    weights = {f"{name}.weight": modules[name].weight for name in ranks}
+        raise UnsupportedModelError(f"The model has no map {missing[0]}.", "Use full names, without wrappers.")
+    weights = {
+        weight_name(name, orientation): weight for name, (weight, orientation) in stored.items() if name in ranks
+    }
     config = model.config
     origin = config._name_or_path or None
     id = origin if origin is not None and is_repo_id(origin) else None
@@ -46,7 +47,5 @@ def describe_base(
             for name, weight in weights.items()
         },
     )
-    records = {
-        name: Module(rank, "conv1d" if isinstance(modules[name], Conv1D) else "linear") for name, rank in ranks.items()
-    }
+    records = {name: Module(rank, stored[name][1]) for name, rank in ranks.items()}
     return base, None if id else origin, records

@@ -9,6 +9,8 @@
 - `all-layers`: portable, with zero factors for the same modules of all other blocks. Some runtimes drop the adapter of
   a kind of module unless every block has it.
 
+Experts that are fused into one parameter are changed through PEFT's `target_parameters`.
+
 Both the configuration and the names and shapes of the tensors follow from the manifest alone, so whatever a pack holds
 beside what its manifest declares shows.
 """
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor
 
 from hf_edit.errors import PackError
-from hf_edit.packs.manifest import LAYOUTS, Manifest
+from hf_edit.packs.manifest import FUSED_LAYOUTS, LAYOUTS, Manifest
 from hf_edit.solvers.low_rank import LowRankDelta
 from hf_edit.solvers.support import on_columns, touched_columns
 from hf_edit.sparse.config import COLUMNS, PEFT_TYPE, VALUES
@@ -60,6 +62,11 @@ def laid_out(
                 "Use pack.with_all_layers(model), or hf-edit convert --layout all-layers.",
             )
         return replace(manifest, layout=layout), deltas
+    if manifest.fused and layout not in FUSED_LAYOUTS:
+        raise PackError(
+            f"The layout {layout} cannot hold the change of {manifest.fused[0]}, a parameter of fused experts.",
+            f"Use one of {', '.join(FUSED_LAYOUTS)}.",
+        )
     manifest = replace(manifest, layout=layout, zero_filled=None)
     if layout == "sparse":
         deltas = {name: _selecting(name, delta) for name, delta in deltas.items()}
@@ -87,9 +94,34 @@ def _selecting(name: str, delta: LowRankDelta) -> LowRankDelta:
     return canonical(on_columns(values, indices, delta.shape[1]))
 
 
-def adapter_keys(module: str) -> tuple[str, str]:
-    """Names of the factors A (r, d_in) and B (d_out, r) of a module in the adapter's file."""
+def adapter_keys(module: str, fused: bool = False) -> tuple[str, str]:
+    """Names of the factors A (r, d_in) and B (d_out, r) of a module in the adapter's file.
+
+    Args:
+        fused: it is a parameter of fused experts, whose factors, as `experts_factors` has them, PEFT keeps at the
+            module that holds it.
+    """
+    if fused:
+        module = module.rpartition(".")[0]
     return f"{_PREFIX}{module}.lora_A.weight", f"{_PREFIX}{module}.lora_B.weight"
+
+
+def experts_factors(delta: LowRankDelta, experts: int) -> tuple[Tensor, Tensor]:
+    """Factors A (E * r, f) and B (d_out, r * E) by which PEFT changes a parameter of E experts of f inputs.
+
+    A holds expert by expert, B direction by direction: that is how PEFT reads them. Here all experts write in the
+    same r directions, so B says everything E times.
+    """
+    A = delta.A.unflatten(1, (experts, -1)).transpose(0, 1).flatten(0, 1)
+    return A, delta.B.repeat_interleave(experts, dim=1)
+
+
+def experts_delta(A: Tensor, B: Tensor, experts: int) -> LowRankDelta | None:
+    """Undo `experts_factors`; None where the experts do not all write in the same directions."""
+    by_expert = B.unflatten(1, (-1, experts))
+    if not torch.equal(by_expert, by_expert[:, :, :1].expand_as(by_expert)):
+        return None
+    return LowRankDelta(by_expert[:, :, 0].clone(), A.unflatten(0, (experts, -1)).transpose(0, 1).flatten(1))
 
 
 def sparse_keys(module: str) -> tuple[str, str]:
@@ -108,9 +140,11 @@ def adapter_config(manifest: Manifest, base: str | None) -> dict[str, Any]:
         "inference_mode": True,
         "peft_version": manifest.versions["peft"],
         "revision": manifest.base.revision,
-        "target_modules": sorted({*manifest.modules, *(manifest.zero_filled or ())}),
+        "target_modules": sorted({*manifest.modules, *(manifest.zero_filled or ())} - set(manifest.fused)),
         "task_type": "CAUSAL_LM",
     }
+    if manifest.fused:
+        common["target_parameters"] = list(manifest.fused)
     if manifest.layout == "sparse":
         columns = {name: module.rank for name, module in manifest.modules.items()}
         return {**common, "columns": columns, "peft_type": str(PEFT_TYPE)}
@@ -142,8 +176,10 @@ def adapter_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
             columns, values = sparse_keys(module)
             shapes |= {columns: (rank,), values: (d_out, rank)}
         else:
-            a, b = adapter_keys(module)
-            shapes |= {a: (rank, d_in), b: (d_out, rank)}
+            experts = _experts(manifest, module)
+            a, b = adapter_keys(module, experts is not None)
+            count = experts or 1
+            shapes |= {a: (count * rank, d_in // count), b: (d_out, rank * count)}
     return shapes
 
 
@@ -158,8 +194,10 @@ def adapter_tensors(manifest: Manifest, deltas: Mapping[str, LowRankDelta]) -> d
             tensors |= {columns: indices.int(), values: changed.contiguous()}
         else:
             delta = delta.padded(_stored_rank(manifest, module)).to(_dtype(manifest))
-            a, b = adapter_keys(module)
-            tensors |= {a: delta.A.contiguous(), b: delta.B.contiguous()}
+            experts = _experts(manifest, module)
+            a, b = adapter_keys(module, experts is not None)
+            A, B = (delta.A, delta.B) if experts is None else experts_factors(delta, experts)
+            tensors |= {a: A.contiguous(), b: B.contiguous()}
     return tensors
 
 
@@ -189,8 +227,12 @@ def read_deltas(manifest: Manifest, tensors: Mapping[str, Tensor]) -> dict[str, 
 
 
 def _read_factors(module: str, manifest: Manifest, tensors: Mapping[str, Tensor]) -> LowRankDelta:
-    a, b = adapter_keys(module)
-    rank, delta = manifest.modules[module].rank, LowRankDelta(tensors[b].float(), tensors[a].float())
+    experts = _experts(manifest, module)
+    a, b = adapter_keys(module, experts is not None)
+    rank, A, B = manifest.modules[module].rank, tensors[a].float(), tensors[b].float()
+    delta = LowRankDelta(B, A) if experts is None else experts_delta(A, B, experts)
+    if delta is None:
+        raise PackError(f"The experts of {module} do not all change in the same directions.", _ANEW)
     if delta.B[:, rank:].any() or delta.A[rank:].any():
         raise PackError(f"The factors of {module} are not zero beyond its declared rank {rank}.", _ANEW)
     return delta.trimmed(rank)
@@ -212,6 +254,11 @@ def _stored(manifest: Manifest) -> dict[str, tuple[int, int]]:
     for module, (d_out, d_in) in (manifest.zero_filled or {}).items():
         shapes[module] = d_out, d_in
     return {module: shapes[module] for module in sorted(shapes)}
+
+
+def _experts(manifest: Manifest, module: str) -> int | None:
+    """How many experts share the parameter; None for a module, or one that is filled with zeros."""
+    return manifest.weight(module).shape[0] if module in manifest.fused else None
 
 
 def _uniform_rank(manifest: Manifest) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from hf_edit.errors import PackError
 from hf_edit.files import strict_json
 from hf_edit.models.fingerprint import DIGEST_DTYPES
+from hf_edit.models.orientation import ORIENTATIONS, is_fused, matrix_shape, weight_name
 from hf_edit.prompting import Prompting
 
 
@@ -18,8 +19,8 @@ FORMAT_VERSION = 1
 GENERATIONS = 20
 """How far back a pack tells where it comes from, itself not counted: one that is added to daily must stay small."""
 LAYOUTS = ("portable", "compact", "bf16", "sparse", "all-layers")
-ORIENTATIONS = ("linear", "conv1d")
-"""How the base stores the weight: `linear` (d_out, d_in), `conv1d` (d_in, d_out)."""
+FUSED_LAYOUTS = ("portable", "bf16")
+"""Those that can hold a change of fused experts: one rank for all, and whole factors."""
 
 _NAME = "edit_pack.json"
 _REMEDY = "The file is damaged or was not written by hf_edit: get the pack anew from where it was published."
@@ -60,7 +61,10 @@ class Base:
 
 @dataclass(frozen=True)
 class Module:
-    """A changed linear: the rank of its delta before padding and how the base stores its weight."""
+    """A changed map: the rank of its delta before padding and how the base stores its weight.
+
+    Maps of fused experts go by the name of their parameter, others by that of their module.
+    """
 
     rank: int
     orientation: str
@@ -98,8 +102,16 @@ class Manifest:
 
     def shape(self, module: str) -> tuple[int, int]:
         """(d_out, d_in) of a declared module."""
-        first, second = self.base.tensors[f"{module}.weight"].shape
-        return (first, second) if self.modules[module].orientation == "linear" else (second, first)
+        return matrix_shape(self.weight(module).shape, self.modules[module].orientation)
+
+    def weight(self, module: str) -> BaseTensor:
+        """The weight of a declared module, as the base stores it."""
+        return self.base.tensors[weight_name(module, self.modules[module].orientation)]
+
+    @property
+    def fused(self) -> tuple[str, ...]:
+        """The declared modules that are parameters of fused experts."""
+        return tuple(sorted(name for name, module in self.modules.items() if is_fused(module.orientation)))
 
     def lineage(self) -> dict[str, Any]:
         """What a pack made from this one says of it, as JSON; of its own ancestors the last generations."""
@@ -171,15 +183,21 @@ def _validate(manifest: Manifest) -> None:
     _require("peft" in manifest.versions, "versions lacks peft")
     _require(bool(manifest.modules), "modules is empty")
     _require(manifest.edits.count >= 1, f"edits: count is {manifest.edits.count}, below 1")
-    expected = {f"{module}.weight" for module in manifest.modules}
-    different = sorted(expected ^ set(base.tensors))
-    _require(not different, f"modules and base: tensors disagree on {different[:3]}")
-    for name, tensor in base.tensors.items():
-        _require(len(tensor.shape) == 2 and min(tensor.shape) >= 1, f"{name} has the shape {list(tensor.shape)}")
-        _require(set(tensor.sha256) == set(DIGEST_DTYPES), f"{name} has digests for {sorted(tensor.sha256)}")
     for name, module in manifest.modules.items():
         _require(_MODULE.fullmatch(name) is not None, f"{name!r} is not the name of a module")
         _require(module.orientation in ORIENTATIONS, f"{name}: orientation is {module.orientation!r}")
+    fused = any(is_fused(module.orientation) for module in manifest.modules.values())
+    _require(not fused or manifest.layout in FUSED_LAYOUTS, f"the layout {manifest.layout} cannot hold fused experts")
+    expected = {weight_name(name, module.orientation) for name, module in manifest.modules.items()}
+    different = sorted(expected ^ set(base.tensors))
+    _require(not different, f"modules and base: tensors disagree on {different[:3]}")
+    for name, tensor in base.tensors.items():
+        _require(min(tensor.shape, default=0) >= 1, f"{name} has the shape {list(tensor.shape)}")
+        _require(set(tensor.sha256) == set(DIGEST_DTYPES), f"{name} has digests for {sorted(tensor.sha256)}")
+    for name, module in manifest.modules.items():
+        shape, axes = manifest.weight(name).shape, 3 if is_fused(module.orientation) else 2
+        _require(len(shape) == axes, f"{name}, stored as {module.orientation}, has the shape {list(shape)}")
+        _require(axes == 2 or ("." in name and shape[0] >= 2), f"{name} is no parameter of several experts")
         limit = min(manifest.shape(name))
         _require(1 <= module.rank <= limit, f"{name}: rank is {module.rank}, outside 1..{limit}")
     filled = manifest.zero_filled or {}

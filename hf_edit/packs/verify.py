@@ -7,13 +7,12 @@ from dataclasses import asdict
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from hf_edit.edits import EditSet, question_of
 from hf_edit.errors import BaseMismatchError, PackError, UnsupportedModelError
 from hf_edit.methods.base import EditSource
 from hf_edit.models.fingerprint import base_modules, is_quantised, matches
-from hf_edit.models.shapes import linear_shape
+from hf_edit.models.orientation import is_fused, matrix_shape, stored_weights, weight_name
 from hf_edit.packs.manifest import Manifest, sha256
 from hf_edit.packs.values import check_source
 from hf_edit.solvers.low_rank import LowRankDelta
@@ -72,26 +71,26 @@ def over_budget(manifest: Manifest, edits: EditSet) -> str | None:
 
 
 def check_fits(manifest: Manifest, model: nn.Module) -> None:
-    """Check that the model has every module of the pack, as a linear map of the right shape.
+    """Check that the model has every module of the pack, as a map of the right shape.
 
     Raises:
         BaseMismatchError: it has not.
     """
-    modules = dict(base_modules(model))
+    stored = stored_weights(model)
     for name, declared in manifest.modules.items():
-        if name not in modules:
-            raise BaseMismatchError(f"The model has no module {name}.", _load_base(manifest))
-        module = modules[name]
-        if not isinstance(module, (nn.Linear, Conv1D)):
-            raise BaseMismatchError(f"{name} is a {type(module).__name__}, not a linear map.", _load_base(manifest))
-        orientation = "conv1d" if isinstance(module, Conv1D) else "linear"
-        if (linear_shape(module), orientation) != (manifest.shape(name), declared.orientation):
+        if name not in stored:
+            raise BaseMismatchError(_absent(name, model), _load_base(manifest))
+        weight, orientation = stored[name]
+        shape, expected = matrix_shape(weight.shape, orientation), manifest.shape(name)
+        if (shape, orientation) != (expected, declared.orientation) or (
+            is_fused(orientation) and tuple(weight.shape) != manifest.weight(name).shape
+        ):
             raise BaseMismatchError(
-                f"{name} is a {orientation} of shape {linear_shape(module)} (outputs, inputs); the pack changes a "
-                f"{declared.orientation} of shape {manifest.shape(name)}.",
+                f"{name} is a {orientation} of shape {shape} (outputs, inputs); the pack changes a "
+                f"{declared.orientation} of shape {expected}.",
                 _load_base(manifest),
             )
-        if module.weight.is_meta:
+        if weight.is_meta:
             raise BaseMismatchError(f"{name} is offloaded: its weight is not in memory.", "Load the model fully.")
 
 
@@ -102,20 +101,28 @@ def check_base(manifest: Manifest, model: nn.Module) -> None:
         BaseMismatchError: one is not.
         UnsupportedModelError: the model is quantised, so its weights cannot be compared.
     """
-    modules = dict(base_modules(model))
-    for name in manifest.modules:
-        recorded, weight = manifest.base.tensors[f"{name}.weight"], modules[name].weight
-        if is_quantised(weight):  # type: ignore[arg-type]
+    stored = stored_weights(model)
+    for module in manifest.modules:
+        recorded, (weight, orientation) = manifest.weight(module), stored[module]
+        name = weight_name(module, orientation)
+        if is_quantised(weight):
             raise UnsupportedModelError(
-                f"{name}.weight is quantised, so it cannot be compared with the base that the pack was computed on.",
+                f"{name} is quantised, so it cannot be compared with the base that the pack was computed on.",
                 "If this is that base, quantised, attach with verify=False; else load the base unquantised.",
             )
-        if not matches(asdict(recorded), weight):  # type: ignore[arg-type]
+        if not matches(asdict(recorded), weight):
             raise BaseMismatchError(
-                f"{name}.weight (now {weight.dtype}) has the right shape but other values than the base that the pack "
+                f"{name} (now {weight.dtype}) has the right shape but other values than the base that the pack "
                 f"was computed on ({recorded.dtype}).",
                 _load_base(manifest),
             )
+
+
+def _absent(name: str, model: nn.Module) -> str:
+    module = dict(base_modules(model)).get(name)
+    if module is None:
+        return f"The model has no module {name}."
+    return f"{name} is a {type(module).__name__}, not a linear map."
 
 
 def _load_base(manifest: Manifest) -> str:

@@ -109,6 +109,9 @@ class AnyEditConfig(Settings):
         "apart, but beyond four long answers it disturbs more.",
     )
     join: JoinSettings = setting(JoinSettings, "direct: how edits that were optimised apart are joined.")
+    experts: bool = setting(
+        False, "Edit the experts' output maps where they are fused into one parameter, not a map beside them."
+    )
     statistics: StatisticsConfig = setting(StatisticsConfig, "Where second moments come from.")
     seed: int = setting(0, "Seed of everything random.", at_least=0)
 
@@ -132,6 +135,11 @@ class AnyEditConfig(Settings):
             )
         if self.backend == "direct":
             self._check_direct()
+        if self.backend == "unke" and self.experts:
+            raise ConfigError(
+                "experts = True does not go with backend = unke, which trains the linear maps of a block.",
+                "Leave it out, or use another backend.",
+            )
         if self.backend == "unke" and self.layers is not None and len(self.layers) > 1:
             raise ConfigError(
                 f"layers = {list(self.layers)} are {len(self.layers)}, and unke trains one.", "Give one."
@@ -141,7 +149,7 @@ class AnyEditConfig(Settings):
 
     def _check_direct(self) -> None:
         """Refuse settings that say how targets are found or solved for, where there are none."""
-        used = {"backend", "format", "layers", "direct", "together", "join", "statistics", "seed"}
+        used = {"backend", "format", "layers", "experts", "direct", "together", "join", "statistics", "seed"}
         given = [f.name for f in fields(AnyEditConfig) if f.name not in used and getattr(self, f.name) != _default(f)]
         if given:
             raise ConfigError(

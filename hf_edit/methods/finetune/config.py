@@ -39,5 +39,8 @@ class FinetuneConfig(Settings):
         at_least=0,
     )
     training: FinetuneTraining = setting(FinetuneTraining, "How it is trained.")
+    experts: bool = setting(
+        False, "Edit the experts' output maps where they are fused into one parameter, not a map beside them."
+    )
     statistics: StatisticsConfig = setting(StatisticsConfig, "Where the conversations come from.")
     seed: int = setting(0, "Seed of everything random.", at_least=0)

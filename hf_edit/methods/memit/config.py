@@ -56,6 +56,9 @@ class ShortFactConfig(Settings):
     answer_weight: float = setting(0.3, "The same for their answers' tokens. [0]", at_least=0)
     earlier_weight: float = setting(1.0, "Weight of the tokens of edits taught earlier. [1]", at_least=0)
     batch: int = setting(8, "Facts optimised at once.", at_least=1)
+    experts: bool = setting(
+        False, "Edit the experts' output maps where they are fused into one parameter, not a map beside them."
+    )
     statistics: StatisticsConfig = setting(StatisticsConfig, "Where second moments come from.")
     seed: int = setting(0, "Seed of everything random.", at_least=0)
 

@@ -57,5 +57,8 @@ class PolishConfig(PolishSettings):
     format: str | None = setting(
         None, "Prompt format; none: chat if the tokenizer has a template.", choices=("chat", "plain", "qa")
     )
+    experts: bool = setting(
+        False, "Edit the experts' output maps where they are fused into one parameter, not a map beside them."
+    )
     statistics: StatisticsConfig = setting(StatisticsConfig, "Where second moments come from.")
     seed: int = setting(0, "Seed of everything random.", at_least=0)
