@@ -80,8 +80,10 @@ OTHERS: dict[str, dict[str, Any]] = {
         "qk_nope_head_dim": 8,
         "v_head_dim": 8,
     },
+    "gpt_oss": {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 12},
     "jetmoe": {
         **{k: v for k, v in SIZES.items() if k not in ("head_dim", "num_attention_heads")},
+        "num_key_value_heads": 4,
         "kv_channels": 8,
         "num_local_experts": 4,
         "num_experts_per_tok": 2,

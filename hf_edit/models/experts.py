@@ -20,6 +20,7 @@ from hf_edit.errors import UnsupportedModelError
 from hf_edit.models.forward import run
 from hf_edit.models.hooks import calling, hook
 from hf_edit.models.orientation import EXPERTS, as_stored, fused_orientation, matrix_shape
+from hf_edit.models.shapes import base_of
 from hf_edit.solvers.low_rank import LowRankDelta
 
 
@@ -182,17 +183,12 @@ def _parameters_of_experts(block: nn.Module, width: int) -> list[str]:
     return [
         f"{path}.{name}"
         for path, module in block.named_modules()
-        if path and not any(isinstance(part, BaseTunerLayer) for part in (module, *_outer(block, path)))
-        for name, parameter in module.named_parameters(recurse=False)
+        if path and ".base_layer" not in path  # what an adapter layer wraps goes by the layer's own path
+        for name, parameter in base_of(module).named_parameters(recurse=False)
         if parameter.ndim == 3
         and parameter.shape[0] > 1
-        and matrix_shape(parameter.shape, fused_orientation(module))[0] == width
+        and matrix_shape(parameter.shape, fused_orientation(base_of(module)))[0] == width
     ]
-
-
-def _outer(block: nn.Module, path: str) -> Iterator[nn.Module]:
-    while path := path.rpartition(".")[0]:
-        yield block.get_submodule(path)
 
 
 def _around(path: str) -> Iterator[str]:

@@ -59,7 +59,7 @@ def named_experts(model: PreTrainedModel, blocks: str) -> dict[str, str]:
 def has_parameter(block: nn.Module, path: str) -> bool:
     """Whether there is a parameter of that path."""
     holder, _, name = path.rpartition(".")
-    return has_module(block, holder) and name in block.get_submodule(holder)._parameters
+    return has_module(block, holder) and name in base_of(block.get_submodule(holder))._parameters
 
 
 def _with_experts(model: PreTrainedModel, family: Family) -> Family:
@@ -178,8 +178,8 @@ def _find_writers(model: PreTrainedModel, blocks: str) -> tuple[tuple[str, ...],
 
 
 _NO_LINEAR = (
-    "no nn.Linear or Conv1D in it reads or writes the residual stream at every token (experts fused into one "
-    "parameter, or an unknown kind of linear)."
+    "no nn.Linear or Conv1D in it reads or writes the residual stream at every token, and it has no output map of "
+    "experts fused into one parameter."
 )
 
 

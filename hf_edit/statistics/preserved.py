@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hf_edit.edits import Edit, prompt_key, question_of
+from hf_edit.errors import StatisticsError
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded, PromptFormat
@@ -14,6 +15,10 @@ from hf_edit.statistics.config import StatisticsConfig
 from hf_edit.statistics.invented import invent_alike, invent_answers
 from hf_edit.statistics.moments import SecondMoments
 from hf_edit.statistics.store import obtain, obtain_corpus
+
+
+MOST_INPUTS = 1 << 15
+"""Of fused experts side by side: 9 GB of second moment."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,18 @@ class Preserved:
     earlier: Sequence[Encoded] = field(default=())
 
     def moments(self, linears: Sequence[EditableLinear]) -> SecondMoments:
-        """Second moments of the inputs of these linears, from the cache or by collecting them."""
+        """Second moments of the inputs of these linears, from the cache or by collecting them.
+
+        Raises:
+            StatisticsError: fused experts have too many inputs together.
+        """
+        for linear in linears:
+            if linear.experts is not None and linear.d_in > MOST_INPUTS:
+                raise StatisticsError(
+                    f"The experts {linear.name} have {linear.d_in} inputs together, more than {MOST_INPUTS}: their "
+                    f"second moment would take {linear.d_in**2 * 8 / 1e9:.0f} GB.",
+                    "Use finetune, which needs none, or leave experts = False.",
+                )
         return obtain(self.model, self.prompts, linears, self.config, self.seed, self.progress)
 
     def conversations(self) -> Sequence[Encoded]:

@@ -39,12 +39,13 @@ EDITED = {
     "deepseek_v3": ("self_attn.o_proj",),  # PEFT takes down_proj of its dense and shared maps for the experts'
     "mamba": ("mixer.in_proj",),  # PEFT refuses out_proj
     "jamba": ("feed_forward.down_proj",),
-    "jetmoe": ("self_attention.kv_proj",),  # nothing but the routers is a linear beside it
+    "gpt_oss": ("self_attn.o_proj",),
+    "jetmoe": ("mlp.output_linear.weight",),  # no linear writes to the stream
     "rwkv": ("feed_forward.value",),  # what runs last, receptance, is a gate on it
     "qwen3_5_text": ("mlp.down_proj",),
     "gemma3n_text": ("mlp.down_proj",),
 }
-ATTENTION_ONLY = {"bart", "mixtral", "jetmoe", "deepseek_v3", "gemma3n_text"}
+ATTENTION_ONLY = {"bart", "mixtral", "gpt_oss", "jetmoe", "deepseek_v3", "gemma3n_text"}
 
 
 # what the targets stay above is of no interest here
@@ -61,7 +62,7 @@ def test_what_is_edited(family: str) -> None:
     assert find_family(tiny_model(family)).mlp_out[: len(EDITED[family])] == EDITED[family]
 
 
-@pytest.mark.parametrize("family", [family for family in OTHERS if family != "jetmoe"])  # it hardly moves
+@pytest.mark.parametrize("family", OTHERS)
 def test_an_edit_opens_with_plain_transformers(family: str, tmp_path: Path) -> None:
     model = tiny_model(family)
     before = snapshot(model)

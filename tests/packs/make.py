@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from hf_edit.edits import Edit, EditSet
 from hf_edit.methods.base import EditSource, KeyValues
 from hf_edit.models.editable import EditableModel
+from hf_edit.models.orientation import as_stored, stored_weights
 from hf_edit.packs.evaluation import FIXED, FREE, Evaluation, Figure, Generation, Metric, factors_digest
 from hf_edit.packs.pack import EditPack
 from hf_edit.prompting import PromptFormat
@@ -123,11 +123,11 @@ def dense_logits(model: PreTrainedModel, *changes: Mapping[str, LowRankDelta], i
     """The reference: B A added to the weights in fp64, forward in the model's dtype."""
     edited = copy.deepcopy(model)
     for deltas in changes:
+        stored = stored_weights(edited)
         for name, delta in deltas.items():
-            module = edited.get_submodule(name)
-            dense = delta.B.double() @ delta.A.double()
-            change = dense.T if isinstance(module, Conv1D) else dense
-            module.weight.data = (module.weight.data.double() + change).to(module.weight.dtype)
+            weight, orientation = stored[name]
+            change = as_stored(delta.B.double() @ delta.A.double(), orientation, weight.shape)
+            weight.data = (weight.data.double() + change).to(weight.dtype)
     return logits(edited, ids)
 
 
