@@ -1,7 +1,8 @@
 """One edit on every causal language model of transformers that can be built tiny, from `edit()` to plain PEFT.
 
 Each type of the causal-LM mapping gets a random model of one generic set of small sizes, in a process of its own.
-A method teaches it one edit; the pack is saved and opened by `model.load_adapter` in a fresh copy. Outcomes:
+A method teaches it one edit; the pack is saved and opened by `model.load_adapter` in a fresh copy. The method
+`experts` is AnyEdit in the output maps of fused experts, for the types that have them. Outcomes:
 
 - `edited`: opened, the logits of the dense update, the target's loss lower, the caller's model as before;
 - `refused`: hf_edit says in one of its errors why it cannot;
@@ -42,7 +43,7 @@ sys.path.insert(0, str(ROOT.parent))  # the tests' tokenizer
 
 from hf_edit import AnyEditConfig, Edit, MemitConfig, edit
 from hf_edit.errors import HfEditError, HfEditWarning
-from hf_edit.models.fingerprint import base_modules
+from hf_edit.models.orientation import as_stored, stored_weights
 from hf_edit.packs.pack import EditPack
 from hf_edit.prompting import PromptFormat
 from hf_edit.statistics.config import StatisticsConfig
@@ -139,6 +140,7 @@ METHODS = {
         layers=(1,), preservation=1.0, prefixes=1, prefix_tokens=3, learning_rate=0.1, statistics=STATISTICS
     ),
     "anyedit": AnyEditConfig(statistics=STATISTICS),
+    "experts": AnyEditConfig(statistics=STATISTICS, experts=True),
 }
 ROUNDING = 1e-6  # of fp32 logits of order 1
 SECONDS = 120
@@ -277,11 +279,10 @@ def taught(model: PreTrainedModel, method: str, folder: Path) -> dict[str, Any]:
 
 def change(model: nn.Module, pack: EditPack) -> None:
     """Write the pack's update into the weights."""
-    modules = dict(base_modules(model))
+    stored = stored_weights(model)
     for name, delta in pack.deltas.items():
-        weight: Any = modules[name].weight
-        dense = delta.dense()
-        weight += dense if pack.manifest.modules[name].orientation == "linear" else dense.T
+        weight, orientation = stored[name]
+        weight += as_stored(delta.dense(), orientation, weight.shape)
 
 
 @torch.no_grad()
