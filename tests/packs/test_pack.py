@@ -302,7 +302,7 @@ def test_updates_that_make_no_pack() -> None:
         make_pack(model, deltas={name: LowRankDelta(torch.full((32, 1), torch.nan), torch.ones(1, 56))})
     with pytest.raises(PackError, match=r"shape and rank \(31, 56, 1\), declared \(32, 56, 1\)"):
         make_pack(model, deltas={name: LowRankDelta(torch.ones(31, 1), torch.ones(1, 56))})
-    with pytest.raises(UnsupportedModelError, match="no module model.nothing"):
+    with pytest.raises(UnsupportedModelError, match="no map model.nothing"):
         make_pack(model, deltas={"model.nothing": LowRankDelta(torch.ones(32, 1), torch.ones(1, 56))})
 
 
