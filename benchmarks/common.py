@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ from hf_edit.evaluation.figures import figure
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results"
 BASE = ROOT.parent / "build" / "demo" / "base"
+M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 
 
 def data_folder() -> Path:
@@ -40,6 +43,21 @@ def chosen(spec: str, size: int) -> list[int]:
         first, _, last = part.partition(":")
         indices.extend(range(int(first), int(last)) if last else [int(first)])
     return [i for i in indices if i < size]
+
+
+def give_back_freed() -> None:
+    """Let glibc hand freed blocks back at once, so that what the process holds is what is in use."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 18)
+
+
+def trim() -> None:
+    """Collect what nobody holds, and hand back what is still kept of it."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def environment() -> dict[str, Any]:

@@ -20,18 +20,15 @@ from __future__ import annotations
 
 import argparse
 import copy
-import ctypes
-import gc
 import multiprocessing
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import BASE, chosen, data_folder, environment, write
+from common import BASE, chosen, data_folder, environment, give_back_freed, trim, write
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,6 +43,7 @@ from hf_edit.methods.msbp.stream import Step, Stream, Transformer
 from hf_edit.methods.training.texts import prepared
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
+from hf_edit.models.footprint import peak_over
 from hf_edit.models.loading import load_model
 from hf_edit.prompting import Encoded, PromptFormat
 
@@ -54,7 +52,6 @@ STEPS, STEP_SIZE = 2, 5e-4
 TURNS = 3
 MICRO_BATCH = 4
 EPSILON = torch.finfo(torch.float32).eps
-M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 
 
 def main() -> None:
@@ -241,34 +238,20 @@ def seconds_per_edit(model: Any, tokenizer: Any, edits: EditSet, batch: int) -> 
 def peak_memory(folder: str, edits: EditSet) -> dict[str, Any]:
     """Bytes of the model, and beyond it at the peak of an edit: of the process, or of the accelerator."""
     warnings.simplefilter("ignore", HfEditWarning)
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 18)
+    give_back_freed()
     model, tokenizer = load_model(folder)
     base = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     hf_edit.edit(model, tokenizer, edits[:2], settings(step_size=STEP_SIZE))  # what is loaded once
-    gc.collect()
-    on_accelerator = torch.cuda.is_available()
-    if on_accelerator:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before = status("VmRSS")
-    hf_edit.edit(model, tokenizer, edits, settings())
-    peak = torch.cuda.max_memory_allocated() if on_accelerator else status("VmHWM")
+    trim()
+    with peak_over(model.device) as taken:
+        hf_edit.edit(model, tokenizer, edits, settings())
     return {
         "edits": len(edits),
         "base_bytes": base,
-        "beyond_bytes": peak - before,
-        "share": (peak - before) / base,
-        "of": "accelerator" if on_accelerator else "resident set",
+        "beyond_bytes": taken.beyond,
+        "share": taken.beyond / base,
+        "of": "accelerator" if model.device.type == "cuda" else "resident set",
     }
-
-
-def status(name: str) -> int:
-    """A figure of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":

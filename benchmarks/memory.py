@@ -16,8 +16,6 @@ The model writes 16 texts at a time, as what it writes depends on how many, and 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import multiprocessing
 import time
 import warnings
@@ -26,7 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common import BASE, data_folder, environment, write
+from common import BASE, data_folder, environment, give_back_freed, trim, write
 
 import hf_edit
 from hf_edit import EditPack
@@ -43,7 +41,6 @@ from hf_edit.statistics.config import StatisticsConfig
 
 ALLOWED = {"anyedit": 0.5, "polish": 1.0, "emsedit": 1.0}
 """Share of the model's size."""
-M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 
 
 def main() -> None:
@@ -89,14 +86,11 @@ def alone(*arguments: Any) -> dict[str, Any]:
 def run(case: str, count: int, model: str, steps: int | None, budget: int | None, out: Path) -> dict[str, Any]:
     """Bytes beside the model at the peak of one edit, and its seconds."""
     warnings.simplefilter("ignore", HfEditWarning)
-    if hasattr(ctypes.CDLL(None), "mallopt"):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 18)
+    give_back_freed()
     base, tokenizer = load_model(model)
     edits, config = edits_of(case, count), settings(case, steps)
     hf_edit.edit(base, tokenizer, edits[:2], settings(case, 1))
-    gc.collect()
-    if hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)
+    trim()
     size = sum(parameter.numel() * parameter.element_size() for parameter in base.parameters())
     started = time.perf_counter()
     try:

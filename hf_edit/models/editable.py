@@ -62,6 +62,7 @@ class EditableModel:
         self.family = family
         self.blocks: list[nn.Module] = list(model.get_submodule(family.blocks))  # type: ignore[arg-type]
         self.linears = [self._linear(layer, edited_path(model, family, layer)) for layer in range(len(self.blocks))]
+        self._edited = {linear.name: linear for linear in self.linears}
         self._arity: dict[type, int | None] = {}
         self._stream = self._look_at_blocks()
 
@@ -128,8 +129,8 @@ class EditableModel:
 
     def _experts_named(self, name: str) -> Experts | None:
         """The fused experts whose parameter has that full name; None for any other name."""
-        if name in (known := {linear.name: linear for linear in self.linears}):
-            return known[name].experts
+        if name in self._edited:
+            return self._edited[name].experts
         if has_module(self.model, name):
             return None
         return self._named_experts[name].experts
