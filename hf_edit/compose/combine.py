@@ -190,10 +190,8 @@ class _Combination:
         taught = [prompts.encode(edit.prompt, edit.target) for edit in edits]
         join.hold_along(join.entering(taught), TAUGHT_WEIGHT)
         best: tuple[Joined, list[bool]] | None = None
-        held = 0.0
         for weight in REVERTED_WEIGHTS if config.reverted_weight is None else (config.reverted_weight,):
-            join.hold_along(own, weight - held)  # what is held adds up
-            held = weight
+            join.hold_along(own, weight)
             joined = join.solved()
             back = join.given(own, joined.deltas)
             if best is None or (sum(joined.right), sum(back)) > (sum(best[0].right), sum(best[1])):

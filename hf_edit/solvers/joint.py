@@ -1,6 +1,7 @@
 """One update that does what several were to do: least squares over the keys and values of all edits.
 
-    dW = argmin  sum_i |dW K_i - V_i|^2 + lambda tr(dW C dW^T)  =  (sum_i V_i K_i^T) (lambda C + sum_i K_i K_i^T)^-1
+    dW = argmin  sum_i w_i |dW K_i - V_i|^2 + lambda tr(dW C dW^T)
+       = (sum_i w_i V_i K_i^T) (lambda C + sum_i w_i K_i K_i^T)^-1
 
 An edit enters through two sums and nothing else, which is why neither the order of edits nor their grouping matters,
 and why leaving one out takes it back. (The idea is RegMean's, arXiv 2212.09849, with the edits' own texts as data.)
@@ -34,16 +35,11 @@ class JointSolve:
         self._gram = torch.zeros_like(self._C)  # K K^T
         self._cross = C.new_zeros(d_out, C.shape[0])  # V K^T
 
-    def add(self, keys: Tensor, values: Tensor) -> None:
-        """Ask for outputs (n, d_out) at keys (n, d_in)."""
-        K = keys.to(self._gram)
-        self._gram.addmm_(K.T, K)
-        self._cross.addmm_(values.to(self._cross).T, K)
-
-    def hold(self, keys: Tensor, weight: float = 1.0) -> None:
-        """Ask for no change at keys (n, d_in)."""
+    def add(self, keys: Tensor, values: Tensor, weight: float = 1.0) -> None:
+        """Ask for outputs (n, d_out) at keys (n, d_in), each token's square of what is missed times `weight`."""
         K = keys.to(self._gram)
         self._gram.addmm_(K.T, K, alpha=weight)
+        self._cross.addmm_(values.to(self._cross).T, K, alpha=weight)
 
     def solve(self, weight: float, rank: int) -> tuple[LowRankDelta, float]:
         """The update with at most `rank` columns, in float64, and what the bound on the rank cost.

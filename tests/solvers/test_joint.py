@@ -43,7 +43,7 @@ def solved(C: torch.Tensor, weight: float, edits, held=(), rank: int = 10**6):
     for K, V in edits:
         solve.add(K, V)
     for K, w in held:
-        solve.hold(K, w)
+        solve.add(K, K.new_zeros(len(K), edits[0][1].shape[1]), w)
     return solve.solve(weight, rank)
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from hf_edit.methods.base import Preservation
 from hf_edit.methods.joining.asked import Asked
 from hf_edit.methods.joining.config import JoinSettings
 from hf_edit.methods.layers import default_rank
 from hf_edit.methods.training.loop import answers
-from hf_edit.methods.training.texts import Text, inputs_along, prepared
+from hf_edit.methods.training.texts import Text, prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.models.trace import Trace
 from hf_edit.prompting import Encoded
 from hf_edit.solvers.joint import JointSolve
 from hf_edit.solvers.low_rank import LowRankDelta
@@ -24,7 +26,12 @@ PRESERVATIONS = (300.0, 200.0, 140.0, 100.0, 70.0, 50.0, 35.0, 25.0, 17.0, 12.0,
 
 
 class Join:
-    """The solves of some linears, filled edit by edit in any order.
+    """The solves of some linears, one behind the other, over all edits, which come in any order.
+
+    What an edit asks for is where its own values bring the model behind each linear. The first linear is asked for
+    these values. The keys of the next are found with what was solved before in place, and it is asked for all that is
+    still missing there: what one solve leaves undone, or does too much, later ones make good. (MEMIT, algorithm 1,
+    spreads one target over layers in the same way.)
 
     Args:
         preserve: for the second moments, and for the edits taught before, whose tokens are held.
@@ -37,37 +44,36 @@ class Join:
         preserve: Preservation,
         settings: JoinSettings,
     ) -> None:
-        moments = dict(
+        self._moments = dict(
             preserve.moments(linears).combined_each(
                 [linear.name for linear in linears], settings.moment_weights(), model.device
             )
         )
-        self._model, self._linears, self._settings = model, linears, settings
+        self._model, self._settings = model, settings
+        self._linears = {linear.name: linear for linear in linears}
         self._first = linears[0].layer
-        self._texts: list[Text] = []
-        self._solves = {
-            linear.name: JointSolve(linear.d_out, moments[linear.name], settings.ridge) for linear in linears
-        }
+        # those that add all that is added in their block, and as it is
+        layers = [linear.layer for linear in linears]
+        own = {linear.name for linear in model.linears if layers.count(linear.layer) == 1}
+        self._in_stream = own if model.writes_residual else set()
+        self._order: list[str] = []  # in which the model runs through the linears
+        self._edits: list[_Wanted] = []
+        self._held: dict[Text, _Wanted] = {}
         self.hold_along(self.entering(preserve.earlier), settings.earlier_weight)
 
     def add(self, asked: Asked) -> None:
         """An edit is to get what it asks for."""
-        self._texts.append(asked.text)
-        for name, solve in self._solves.items():
-            if name in asked.values:
-                solve.add(asked.keys[name], asked.values[name])
-            else:
-                solve.hold(asked.keys[name])
+        self._edits.append(self._wanted(asked.text, asked.values, 1.0))
 
     def entering(self, texts: Sequence[Encoded]) -> list[Text]:
         """Texts as the base runs over them up to the first edited block."""
         return prepared(self._model, texts, self._first)
 
     def hold_along(self, texts: Sequence[Text], weight: float) -> None:
-        """Nothing is to change along these texts, as the base runs over them."""
-        for _, inputs in inputs_along(self._model, self._linears, texts, self._first):
-            for name, solve in self._solves.items():
-                solve.hold(inputs[name], weight)
+        """The model is to stay what the base is along these texts; a weight given before is replaced."""
+        for text in texts:
+            held = self._held.get(text)
+            self._held[text] = self._wanted(text, {}, weight) if held is None else replace(held, weight=weight)
 
     def solved(self) -> Joined:
         """The update of all that was added.
@@ -89,21 +95,85 @@ class Join:
                 low = middle + 1
         return best
 
+    @torch.no_grad()
     def _solved(self, preservation: float) -> Joined:
-        rank = self._settings.rank or default_rank(len(self._texts))
+        rank = self._settings.rank or default_rank(len(self._edits))
         dtype = torch.promote_types(self._model.dtype, torch.float32)
         deltas: dict[str, LowRankDelta] = {}
         lost: dict[str, float] = {}
-        for name, solve in self._solves.items():
+        every = [*self._edits, *self._held.values()]
+        streams, block = [one.text.entering for one in every], self._first  # (T, d), entering that block
+        for linear in map(self._linears.__getitem__, self._order):
+            solve = JointSolve(linear.d_out, self._moments[linear.name], self._settings.ridge)
+            with self._model.updated(deltas):
+                for i, one in enumerate(every):
+                    trace = self._run(one.text, [linear], {block: streams[i]})
+                    missing = one.missing(linear.name, self._behind(linear, trace), moved=bool(deltas))
+                    solve.add(trace.inputs[linear.name][0], missing, one.weight)
+                    if linear.layer > block:
+                        streams[i] = trace.entering[linear.layer][0]
+            block = linear.layer
             delta, error = solve.solve(preservation, rank)
             if delta.rank:
-                deltas[name], lost[name] = delta.to(dtype), round(error, 6)
-        return Joined(deltas, preservation, lost, self.given(self._texts, deltas))
+                deltas[linear.name], lost[linear.name] = delta.to(dtype), round(error, 6)
+        return Joined(deltas, preservation, lost, self.given([edit.text for edit in self._edits], deltas))
 
     @torch.no_grad()
     def given(self, texts: Sequence[Text], deltas: Mapping[str, LowRankDelta]) -> list[bool]:
         """Whether an update gives the answer of each text, token for token."""
         return [bool(answers(self._model, self._first, [text], deltas)[1].all()) for text in texts]
+
+    @torch.no_grad()
+    def _wanted(self, text: Text, values: Mapping[str, Tensor], weight: float) -> _Wanted:
+        linears = list(self._linears.values())
+        entering = {self._first: text.entering}
+        with self._model.shifted({name: value[None] for name, value in values.items()}):
+            trace = self._run(text, linears, entering)
+        self._order = list(trace.inputs)
+        return _Wanted(text, values, {linear.name: self._behind(linear, trace) for linear in linears}, weight)
+
+    def _run(self, text: Text, linears: Sequence[EditableLinear], entering: Mapping[int, Tensor]) -> Trace:
+        """One text up to the last of the linears: what enters them, and what is behind them."""
+        start = {block: stream[None, : len(text.ids) - 1] for block, stream in entering.items()}
+        return self._model.trace(
+            text.ids[None, :-1],
+            inputs=linears,
+            outputs=[linear for linear in linears if linear.name not in self._in_stream],
+            entering=[linear.layer for linear in linears if linear.layer not in entering],
+            leaving=[linear.layer for linear in linears if linear.name in self._in_stream],
+            start=start,
+        )
+
+    def _behind(self, linear: EditableLinear, trace: Trace) -> Tensor:
+        """(T - 1, d_out): the stream behind the linear's block, or where that says less, the linear's own output."""
+        return (trace.leaving[linear.layer] if linear.name in self._in_stream else trace.outputs[linear.name])[0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """What is to become of a text. Its last token predicts nothing and is left out.
+
+    Args:
+        values: linear name -> (T - 1, d_out), what is to be added to its output; a linear that is not named is not to
+            change.
+        reached: linear name -> (T - 1, d_out), what lies behind it with these values in place.
+        weight: of each token.
+    """
+
+    text: Text
+    values: Mapping[str, Tensor]
+    reached: Mapping[str, Tensor]
+    weight: float
+
+    def missing(self, name: str, reached: Tensor, *, moved: bool) -> Tensor:
+        """(T - 1, d_out): what the linear is still to add where `reached` lies behind it.
+
+        Args:
+            moved: an update is in place; without one the values themselves are missing, free of rounding.
+        """
+        if moved:
+            return self.reached[name] - reached
+        return self.values[name] if name in self.values else torch.zeros_like(reached)
 
 
 @dataclass(frozen=True, eq=False)
