@@ -24,7 +24,7 @@ from hf_edit.edits import EditSet
 from hf_edit.errors import ConfigError, HfEditWarning
 from hf_edit.evaluation.config import EvaluateConfig
 from hf_edit.evaluation.evaluators import EVALUATORS, chosen
-from hf_edit.evaluation.memory import Memory
+from hf_edit.evaluation.recall import Recall
 from hf_edit.evaluation.run import evaluate
 from hf_edit.evaluation.subject import Task
 from hf_edit.files import strict_json
@@ -85,7 +85,7 @@ class Bench:
     Args:
         folder: where finished cells are kept.
         keep_packs: keep the packs as well, with their figures and cards.
-        memory: what the base said, for all cells: most of what packs are compared with is asked alike.
+        recall: what the base said, for all cells: most of what packs are compared with is asked alike.
     """
 
     model: PreTrainedModel
@@ -94,7 +94,7 @@ class Bench:
     questions: Mapping[str, Questions]
     folder: Path
     keep_packs: bool
-    memory: Memory
+    recall: Recall
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Find out what cannot be measured before hours of measuring, not after.
@@ -201,7 +201,7 @@ class Bench:
             config,
             material=questions.material,
             context=None if told is None else told(questions),
-            memory=self.memory,
+            recall=self.recall,
             progress=progress,
         )
 

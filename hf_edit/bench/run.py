@@ -15,7 +15,7 @@ from hf_edit.bench.costs import hardware
 from hf_edit.bench.questions import read_questions, running_text
 from hf_edit.bench.summary import summary
 from hf_edit.errors import HfEditError
-from hf_edit.evaluation.memory import Memory
+from hf_edit.evaluation.recall import Recall
 from hf_edit.hub.client import is_repo_id
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.fingerprint import running_fingerprint
@@ -58,8 +58,8 @@ def run_bench(
     text = running_text(config.text, data_folder)
     questions = {data.name: read_questions(data, text, data_folder) for data in config.data}
     said = Path(out) / ".base"
-    memory = Memory(running_fingerprint(model), said)
-    bench = Bench(model, tokenizer, config, questions, Path(out), keep_packs, memory)
+    recall = Recall(running_fingerprint(model), said)
+    bench = Bench(model, tokenizer, config, questions, Path(out), keep_packs, recall)
     cells = cells_of(config, {name: len(one.edits) for name, one in questions.items()})
     bench.check(cells)
     view, listener = EditableModel.of(model), progress or Silent()

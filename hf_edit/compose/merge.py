@@ -23,7 +23,7 @@ from hf_edit.compose.receipt import Merge, MergeReceipt, coded
 from hf_edit.compose.rounding import MergeLoss, Rounding
 from hf_edit.compose.structure import Structure
 from hf_edit.errors import ComputationError, HfEditWarning
-from hf_edit.models.orientation import as_stored, stored_weights, weight_name
+from hf_edit.models.orientation import as_stored, weight_name
 from hf_edit.progress import Progress, Silent
 
 
@@ -70,13 +70,12 @@ def merge(
         for source in plan.sources:
             if source.adapter is not None:
                 detach(model, source.adapter)
-        for name, (weight, orientation) in stored_weights(plan.base).items():
-            if name in plan.deltas:
-                after, losses[name] = _merged(plan, name, weight, orientation)
-                key = weight_name(name, orientation)
-                weights[key], backup[key] = coded(weight, after)
-                write(weight, after)
-                listener.step()
+        for name, (weight, orientation) in plan.stored.items():
+            after, losses[name] = _merged(plan, name, weight, orientation)
+            key = weight_name(name, orientation)
+            weights[key], backup[key] = coded(weight, after)
+            write(weight, after)
+            listener.step()
         total = MergeLoss.total(losses.values())
         loss = {"all": total.to_json(), "modules": {name: one.to_json() for name, one in losses.items()}}
         made = Merge(tuple(source.record() for source in plan.sources), rounding, loss)

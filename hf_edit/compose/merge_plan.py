@@ -39,12 +39,14 @@ class MergePlan:
         base: the model without what PEFT puts around it.
         sources: what is merged.
         deltas: full module name -> sum of the changes.
+        stored: full module name -> weight as it is stored, and its orientation; in the model's order.
         receipts: of what is merged into the model already.
     """
 
     base: PreTrainedModel
     sources: Sequence[Source]
     deltas: Mapping[str, LowRankDelta]
+    stored: Mapping[str, tuple[Tensor, str]]
     receipts: Sequence[MergeReceipt]
     rounding: Rounding
 
@@ -74,11 +76,12 @@ class MergePlan:
             _check_not_merged(source, receipts)
             if source.pack is not None:
                 _check_base(source.pack, model, receipts)
-        return cls(base, found, deltas, receipts, rounding)
+        touched = {name: weight for name, weight in stored.items() if name in deltas}
+        return cls(base, found, deltas, touched, receipts, rounding)
 
     def merging(self, module: str) -> Merging:
         """The sum of the weight of a module and its change."""
-        return Merging(as_matrix(*stored_weights(self.base)[module]), self.deltas[module], self.rounding)
+        return Merging(as_matrix(*self.stored[module]), self.deltas[module], self.rounding)
 
 
 def base_of(model: Host) -> PreTrainedModel:

@@ -24,7 +24,7 @@ from hf_edit.evaluation.evaluators import chosen
 from hf_edit.evaluation.evaluators.base import About, Evaluator, Observed
 from hf_edit.evaluation.figures import figure
 from hf_edit.evaluation.interference import attached
-from hf_edit.evaluation.memory import Memory
+from hf_edit.evaluation.recall import Recall
 from hf_edit.evaluation.subject import Context, Subject, Task
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
@@ -44,7 +44,7 @@ def evaluate(
     *,
     material: Material | None = None,
     context: Context | None = None,
-    memory: Memory | None = None,
+    recall: Recall | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure a model before and after an edit: by what it says on its own first of all.
@@ -61,13 +61,13 @@ def evaluate(
         material: what is known beside the edits, such as old answers, and a text for perplexity.
         context: puts something in front of every question at the second look, such as the fact itself: what reading
             is worth. With a pack or instead of one.
-        memory: what this very model said at the first look of earlier evaluations, so that it is asked nothing twice;
+        recall: what this very model said at the first look of earlier evaluations, so that it is asked nothing twice;
             the figures are the same without.
         progress: who is told how far it is.
 
     Raises:
         ConfigError: there is nothing to ask, an evaluator is unknown or lacks what it needs, the tokenizer writes
-            prompts otherwise than the pack was taught in, or the memory is of another model.
+            prompts otherwise than the pack was taught in, or the recall is of another model.
         InvalidEditError: an edit is longer than the model's context.
         PackError, BaseMismatchError, UnsupportedModelError: the pack is not sound, or `model` is not its base.
         ComputationError: what the model puts out is not finite.
@@ -86,10 +86,10 @@ def evaluate(
     edited = pack is not None or context is not None
     evaluators = chosen(settings.evaluators, task, edited)
     environment = _environment(view, model, settings)
-    if memory is not None and memory.base != environment["base_fingerprint"]:
-        raise ConfigError("The memory is of another model, or of this one with other adapters.", "Give it a new one.")
+    if recall is not None and recall.base != environment["base_fingerprint"]:
+        raise ConfigError("The recall is of another model, or of this one with other adapters.", "Give it a new one.")
     with borrowed(view.model):
-        before = _Look.at(Subject(view, task, memory=memory), evaluators, None, "before", listener)
+        before = _Look.at(Subject(view, task, recall=recall), evaluators, None, "before", listener)
         after = None
         if edited:
             place: AbstractContextManager[None] = attached(model, [pack]) if pack else nullcontext()

@@ -16,7 +16,7 @@ from hf_edit.errors import ConfigError
 from hf_edit.evaluation.config import SHORTEST_LIMIT, EvaluateConfig, Material
 from hf_edit.evaluation.edit_scores import EditScore, edit_scores
 from hf_edit.evaluation.following import answer_logits
-from hf_edit.evaluation.memory import Memory
+from hf_edit.evaluation.recall import Recall
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.generation import continuations
 from hf_edit.prompting import Encoded, PromptFormat
@@ -87,14 +87,14 @@ class Subject:
 
     Args:
         context: applied to every question before it is put.
-        memory: of this very model, from earlier evaluations.
+        recall: of this very model, from earlier evaluations.
     """
 
     def __init__(
-        self, view: EditableModel, task: Task, context: Context | None = None, memory: Memory | None = None
+        self, view: EditableModel, task: Task, context: Context | None = None, recall: Recall | None = None
     ) -> None:
         self.view, self.task = view, task
-        self._context, self._memory = context, memory
+        self._context, self._recall = context, recall
         self._answers: dict[tuple[str, str, int], Answer] = {}
         self.asked: dict[tuple[str, str | None, str], tuple[Question, str]] = {}
         """Every question so far, in order, with its answer."""
@@ -110,7 +110,7 @@ class Subject:
 
     def once(self, key: Hashable, ask: Callable[[], T]) -> T:
         """What asking the model finds; remembered under that key, which says all that is asked."""
-        return ask() if self._memory is None else self._memory.once(key, ask)
+        return ask() if self._recall is None else self._recall.once(key, ask)
 
     def answers(self, questions: Sequence[Question], limit: int, prompts: PromptFormat | None = None) -> list[Answer]:
         """Greedy answers with a natural stop, cut at `limit` tokens, in order; what was asked before is remembered.
@@ -160,7 +160,7 @@ class Subject:
             found = {i: logits.log_softmax(-1).cpu() for i, logits, _ in answer_logits(self.model, texts, batch=4)}
             return [found[i] for i in range(len(texts))]
 
-        return ask() if self._memory is None else self._memory.tensors_once(tuple(texts), ask)
+        return ask() if self._recall is None else self._recall.tensors_once(tuple(texts), ask)
 
     def _continued(
         self, rows: tuple[tuple[int, ...], ...], stop_ids: frozenset[int], limit: int

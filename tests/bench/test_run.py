@@ -17,7 +17,7 @@ from hf_edit.bench.config import BenchConfig
 from hf_edit.bench.run import run_bench
 from hf_edit.errors import ConfigError
 from hf_edit.evaluation import subject
-from hf_edit.evaluation.memory import Memory
+from hf_edit.evaluation.recall import Recall
 from hf_edit.packs.evaluation import Evaluation
 from hf_edit.packs.pack import EditPack
 from tests.bench.running import CONFIG, NAMES, run, write_data
@@ -121,8 +121,8 @@ def test_the_base_is_asked_nothing_twice_and_figures_are_as_if_it_were(
 ) -> None:
     monkeypatch.setenv("HF_EDIT_CACHE", str(tmp_path / "cache"))
     remembering = list(asked)
-    monkeypatch.setattr(Memory, "once", lambda self, key, ask: ask())
-    monkeypatch.setattr(Memory, "tensors_once", lambda self, key, ask: ask())
+    monkeypatch.setattr(Recall, "once", lambda self, key, ask: ask())
+    monkeypatch.setattr(Recall, "tensors_once", lambda self, key, ask: ask())
     monkeypatch.setattr(subject, "continuations", counted(asked))
     run(data, tmp_path / "out")
     asking = asked[len(remembering) :]

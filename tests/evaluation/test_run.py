@@ -21,7 +21,7 @@ from hf_edit.evaluation.answers import greedy_answers
 from hf_edit.evaluation.evaluators import EVALUATORS
 from hf_edit.evaluation.evaluators.base import About, Evaluator, Observed
 from hf_edit.evaluation.hops import preceded
-from hf_edit.evaluation.memory import Memory
+from hf_edit.evaluation.recall import Recall
 from hf_edit.evaluation.subject import Subject, Task
 from hf_edit.files import strict_json
 from hf_edit.models.fingerprint import running_fingerprint
@@ -138,7 +138,7 @@ class Counting:
     def step(self, advance: int = 1, **info: float | str) -> None: ...
 
 
-def test_with_a_memory_the_model_is_asked_once(pack: EditPack, tmp_path: Path) -> None:
+def test_with_a_recall_the_model_is_asked_once(pack: EditPack, tmp_path: Path) -> None:
     model = tiny_model()
     counting = Counting(model)
     names = ("perplexity", "emsedit_compat", *quick(model, pack).protocol["evaluators"])
@@ -147,18 +147,18 @@ def test_with_a_memory_the_model_is_asked_once(pack: EditPack, tmp_path: Path) -
         "material": replace(FEW, text="The quick brown fox jumps over the lazy dog."),
         "progress": counting,
     }
-    memory = Memory(running_fingerprint(model), tmp_path)
-    plain, first = quick(model, pack, **asked), quick(model, pack, **asked, memory=memory)
+    recall = Recall(running_fingerprint(model), tmp_path)
+    plain, first = quick(model, pack, **asked), quick(model, pack, **asked, recall=recall)
     counting.forwards.clear()
-    again = quick(model, pack, **asked, memory=memory)
+    again = quick(model, pack, **asked, recall=recall)
     assert plain.timeless() == first.timeless() == again.timeless()
     assert counting.forwards["before"] == 0 < counting.forwards["after"]
-    with pytest.raises(ConfigError, match="memory is of another model"):
-        quick(tiny_model(seed=1), edits=EDITS, memory=memory)
+    with pytest.raises(ConfigError, match="recall is of another model"):
+        quick(tiny_model(seed=1), edits=EDITS, recall=recall)
 
 
-def test_a_memory_keeps_what_it_has_room_for(tmp_path: Path) -> None:
-    memory = Memory("base", tmp_path, room=100)
+def test_a_recall_keeps_what_it_has_room_for(tmp_path: Path) -> None:
+    recall = Recall("base", tmp_path, room=100)
     asked: list[str] = []
 
     def ask(name: str, size: int) -> list[torch.Tensor]:
@@ -166,12 +166,12 @@ def test_a_memory_keeps_what_it_has_room_for(tmp_path: Path) -> None:
             asked.append(name)
             return [torch.arange(float(size)), torch.ones(1)]
 
-        return memory.tensors_once(name, found)
+        return recall.tensors_once(name, found)
 
     for name, size in (("small", 10), ("large", 20), ("small", 10), ("large", 20), ("other", 13), ("other", 13)):
         assert [tensor.tolist() for tensor in ask(name, size)] == [list(range(size)), [1.0]]
     assert asked == ["small", "large", "large", "other"]
-    assert Memory("another base", tmp_path).tensors_once("small", lambda: []) == []
+    assert Recall("another base", tmp_path).tensors_once("small", lambda: []) == []
 
 
 class Failing(Evaluator):

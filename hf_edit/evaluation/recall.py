@@ -25,7 +25,7 @@ ROOM = 2 << 30
 """Bytes of distributions that are kept."""
 
 
-class Memory:
+class Recall:
     """Of one model as it stands, asked through one tokenizer.
 
     Distributions over the vocabulary are the only large thing. They lie in files, so that what a process holds is what
