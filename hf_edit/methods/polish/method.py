@@ -9,6 +9,7 @@ keys; and the base's own answers to other questions are held by a divergence.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -16,13 +17,13 @@ import torch
 from torch import Tensor
 
 from hf_edit.edits import EditSet
-from hf_edit.errors import ConfigError
+from hf_edit.errors import ConfigError, HfEditWarning
 from hf_edit.methods.base import Checkpoints, EditResult, Preservation
 from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.layers import default_rank, mlp_outputs
 from hf_edit.methods.polish.config import PolishConfig, PolishSettings
 from hf_edit.methods.training.factors import KeyBasisFactors
-from hf_edit.methods.training.loop import Trained, Trainee, TrainingConfig, train
+from hf_edit.methods.training.loop import Trained, Trainee, TrainingConfig, objective, train
 from hf_edit.methods.training.outcome import result_of
 from hf_edit.methods.training.teacher import Known, Teacher, answered
 from hf_edit.methods.training.texts import inputs_along, moments_over, prepared
@@ -101,7 +102,8 @@ def polished(
         start: an update to begin with, of the same model; none: zero.
 
     Warns:
-        HfEditWarning: names the edits that are not answered as asked when the steps are used up.
+        HfEditWarning: names the edits that are not answered as asked when the steps are used up; `start` is a worse
+            beginning than nothing, and was not taken.
     """
     polishing = Polishing(model, prompts, preserve, settings, seed, start)
     factors, trained = polishing.optimised(edits, checkpoints, progress)
@@ -138,9 +140,30 @@ class Polishing:
         settings = self._settings
         trainees = _trainees(self._model, self._prompts, edits, settings, self._seed, self.first)
         asked = self._preserve.strangers(edits, settings.strangers) if settings.strangers else ()
-        factors = self._factors(trainees, settings.rank or default_rank(len(edits)), asked, self._start)
+        rank = settings.rank or default_rank(len(edits))
         held = Teacher(self._model, [self._talks, [*asked, *self._preserve.earlier]], self.first, self._heard)
+        factors = self._factors(trainees, rank, asked, self._start)
+        if self._start and not self._helps(factors, trainees, held):
+            warnings.warn(
+                "The update to polish moves so much else that training is better begun with nothing, and was.",
+                HfEditWarning,
+                stacklevel=5,
+            )
+            factors = self._factors(trainees, rank, asked, {})
         return factors, self._trained(trainees, factors, held, settings.training, checkpoints, progress, self._decoys)
+
+    def _helps(self, start: KeyBasisFactors, trainees: Sequence[Trainee], teacher: Teacher) -> bool:
+        """Whether the update that is there is a better beginning than nothing, in what training makes small.
+
+        A stack of many packs may answer most questions and yet move so much else that getting there from nothing is
+        the shorter way: training from it takes what it has apart, long before it is small.
+        """
+        nothing = KeyBasisFactors({}, {})
+        there, none = (
+            objective(self._model, self.first, trainees, factors, teacher, self._settings.training, self._seed)
+            for factors in (start, nothing)
+        )
+        return there < none
 
     @cached_property
     def _decoys(self) -> list[dict[str, LowRankDelta]]:

@@ -53,7 +53,7 @@ class KeyBasisFactors:
         return _detached(self.deltas())
 
     def size(self) -> Tensor:
-        return torch.stack([B.square().sum() for B in self._B.values()]).sum()
+        return sum((B.square().sum() for B in self._B.values()), start=torch.zeros(()))
 
     @torch.no_grad()
     def scale(self, by: float) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -151,6 +152,31 @@ def train(
     return Trained(step, [state.losses[i] for i in judged], [state.right[i] for i in judged], scale)
 
 
+@torch.no_grad()
+def objective(
+    model: EditableModel,
+    first: int,
+    trainees: Sequence[Trainee],
+    factors: Factors,
+    teacher: Teacher,
+    config: TrainingConfig,
+    seed: int,
+) -> float:
+    """What `train` makes small, over all trainees and as many conversations as one step of them would see."""
+    losses, _ = answers(model, first, [trainee.text for trainee in trainees], factors.deltas())
+    weights = torch.tensor([trainee.weight for trainee in trainees], dtype=torch.float64, device=losses.device)
+    loss = float(weights @ losses.double() / weights.sum()) * (1 + config.size_weight * float(factors.size()))
+    if not config.drift_weight:
+        return loss
+    count = max(1, round(config.drift_share * len(trainees)))
+    known = teacher.drawn(count, torch.Generator().manual_seed(seed))
+    with model.updated(factors.deltas()):
+        parts = model.memory.in_parts(
+            "judging", known, partial(_drift, model, first, known), lambda one: len(one.text.ids)
+        )
+        return loss + config.drift_weight * float(sum(parts))
+
+
 class _State:
     """What was last seen of each trainee."""
 
@@ -218,16 +244,20 @@ def _descended(
 
 def _held(model: EditableModel, first: int, known: Sequence[Known], weight: float, factors: Factors) -> None:
     """Add the gradient of `weight` times the divergence to that of the factors."""
-    places = sum(len(one.text.labels) for one in known)
 
     def held(part: Sequence[Known]) -> Sequence[Tensor]:
-        batch = Batch.of([one.text for one in part])
         with model.updated(factors.deltas()):
-            drift = divergence(answer_logits(model, batch, first), part) * (len(batch.labels) / places)
-            return torch.autograd.grad(weight * drift, factors.parameters())
+            return torch.autograd.grad(weight * _drift(model, first, known, part), factors.parameters())
 
     for gradients in model.memory.in_parts("holding", known, held, lambda one: len(one.text.ids), backward=True):
         _add_gradients(factors, gradients)
+
+
+def _drift(model: EditableModel, first: int, known: Sequence[Known], part: Sequence[Known]) -> Tensor:
+    """What a part of the texts has in the mean divergence over all of them, with whatever update is in place."""
+    places = sum(len(one.text.labels) for one in known)
+    batch = Batch.of([one.text for one in part])
+    return divergence(answer_logits(model, batch, first), part) * (len(batch.labels) / places)
 
 
 def _judged(model: EditableModel, first: int, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:

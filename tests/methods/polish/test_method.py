@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -116,6 +118,22 @@ def test_what_a_start_changes_is_trained_too() -> None:
     found = polished_linears(view, chosen, {down: delta, query: delta})
     assert [linear.name for linear in found] == [query, view.linears[1].name, down]
     assert [linear.name for linear in polished_linears(view, chosen)] == [view.linears[1].name, down]
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_a_start_that_is_worse_than_nothing_is_not_taken(times: int, recwarn: pytest.WarningsRecorder) -> None:
+    good = compute(EDITS, rank=4, training=TrainingConfig(max_steps=10))
+    start = {name: LowRankDelta(times * delta.B, delta.A) for name, delta in good.items()}
+    view = EditableModel.of(tiny_model("llama"))
+    # no step is long enough to leave where training begins
+    config = PolishConfig(layers=(2,), rank=4, training=replace(ONE_STEP, learning_rate=1e-12, shrink=False))
+    with borrowed(view.model):
+        preserve = Fixed(random_moments(view))
+        found = Polish(config, start).compute(view, CHAT, EDITS, preserve, NoCheckpoints(), Silent()).deltas
+    for name, delta in found.items():
+        begun = start[name].dense() if times == 1 else torch.zeros(delta.shape)
+        assert torch.allclose(delta.dense(), begun, atol=1e-6)
+    assert any("better begun with nothing" in str(warning.message) for warning in recwarn) == (times > 1)
 
 
 @pytest.mark.parametrize(("edits", "rank"), [(1, 32), (3, 96), (8, 256), (64, 256), (65, 260), (100, 400)])
