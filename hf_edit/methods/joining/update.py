@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from hf_edit.batching import batched
 from hf_edit.methods.base import Preservation
 from hf_edit.methods.joining.asked import Asked
 from hf_edit.methods.joining.config import JoinSettings
 from hf_edit.methods.layers import default_rank
-from hf_edit.methods.training.loop import answers
+from hf_edit.methods.training.loop import alike_in_length, answers
 from hf_edit.methods.training.texts import Text, prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.models.trace import Trace
@@ -23,6 +27,8 @@ from hf_edit.solvers.low_rank import LowRankDelta
 
 PRESERVATIONS = (300.0, 200.0, 140.0, 100.0, 70.0, 50.0, 35.0, 25.0, 17.0, 12.0, 8.0, 5.0, 3.0)
 """Where lambda is looked for: more of it spares everything else, less of it gives the edits all that they ask for."""
+TOGETHER = 16
+"""Texts run at once, where memory allows."""
 
 
 class Join:
@@ -101,52 +107,102 @@ class Join:
         dtype = torch.promote_types(self._model.dtype, torch.float32)
         deltas: dict[str, LowRankDelta] = {}
         lost: dict[str, float] = {}
-        every = [*self._edits, *self._held.values()]
-        streams, block = [one.text.entering for one in every], self._first  # (T, d), entering that block
+        groups = self._together()
+        streams = {one: one.text.entering for group in groups for one in group}  # (T, d), entering `block`
+        block = self._first
         for linear in map(self._linears.__getitem__, self._order):
             solve = JointSolve(linear.d_out, self._moments[linear.name], self._settings.ridge)
+            work = partial(self._asked_of, linear, block, streams, bool(deltas))
             with self._model.updated(deltas):
-                for i, one in enumerate(every):
-                    trace = self._run(one.text, [linear], {block: streams[i]})
-                    missing = one.missing(linear.name, self._behind(linear, trace), moved=bool(deltas))
-                    solve.add(trace.inputs[linear.name][0], missing, one.weight)
-                    if linear.layer > block:
-                        streams[i] = trace.entering[linear.layer][0]
+                for group in groups:
+                    for keys, missing in self._model.memory.in_parts("joining", group, work, _tokens):
+                        solve.add(keys, missing, group[0].weight)
             block = linear.layer
             delta, error = solve.solve(preservation, rank)
             if delta.rank:
                 deltas[linear.name], lost[linear.name] = delta.to(dtype), round(error, 6)
         return Joined(deltas, preservation, lost, self.given([edit.text for edit in self._edits], deltas))
 
-    @torch.no_grad()
     def given(self, texts: Sequence[Text], deltas: Mapping[str, LowRankDelta]) -> list[bool]:
         """Whether an update gives the answer of each text, token for token."""
-        return [bool(answers(self._model, self._first, [text], deltas)[1].all()) for text in texts]
+        order = sorted(range(len(texts)), key=lambda i: texts[i].ids.tolist())
+        right = dict.fromkeys(range(len(texts)), False)
+        for part in batched(order, TOGETHER):
+            found = answers(self._model, self._first, [texts[i] for i in part], deltas)[1]
+            right |= dict(zip(part, found.tolist(), strict=True))
+        return list(right.values())
+
+    def _together(self) -> list[Sequence[_Wanted]]:
+        """All texts, those of one weight and like length in one group: the same groups whatever order they came in."""
+        ordered = sorted(
+            [*self._edits, *self._held.values()], key=lambda one: (one.weight, _tokens(one), one.text.ids.tolist())
+        )
+        groups: list[Sequence[_Wanted]] = []
+        for _, same in groupby(ordered, key=lambda one: one.weight):
+            some = list(same)
+            for alike in alike_in_length([_tokens(one) for one in some]):
+                groups += batched([some[i] for i in alike], TOGETHER)
+        return groups
+
+    def _asked_of(
+        self,
+        linear: EditableLinear,
+        block: int,
+        streams: dict[_Wanted, Tensor],
+        moved: bool,
+        part: Sequence[_Wanted],
+    ) -> tuple[Tensor, Tensor]:
+        """The linear's keys (n, d_in) over some texts and what is missing there (n, d_out).
+
+        Args:
+            block: where `streams` (T, d) enter; those of the texts are brought on to the linear's block.
+            moved: an update is in place.
+        """
+        trace = self._run([one.text for one in part], [linear], block, [streams[one] for one in part])
+        lengths = [_tokens(one) for one in part]
+        there = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]  # (B, T)
+        keys, reached = (
+            states[there.to(states.device)] for states in (trace.inputs[linear.name], self._behind(linear, trace))
+        )
+        missing = [
+            one.missing(linear.name, own, moved=moved) for one, own in zip(part, reached.split(lengths), strict=True)
+        ]
+        if linear.layer > block:
+            for one, stream in zip(part, trace.entering[linear.layer], strict=True):
+                streams[one] = stream[: _tokens(one)].clone()
+        return keys, torch.cat(missing)
 
     @torch.no_grad()
     def _wanted(self, text: Text, values: Mapping[str, Tensor], weight: float) -> _Wanted:
-        linears = list(self._linears.values())
-        entering = {self._first: text.entering}
+        linears, entering = list(self._linears.values()), text.entering
         with self._model.shifted({name: value[None] for name, value in values.items()}):
-            trace = self._run(text, linears, entering)
+            trace = self._run([text], linears, self._first, [entering])
         self._order = list(trace.inputs)
-        return _Wanted(text, values, {linear.name: self._behind(linear, trace) for linear in linears}, weight)
+        return _Wanted(text, values, {linear.name: self._behind(linear, trace)[0] for linear in linears}, weight)
 
-    def _run(self, text: Text, linears: Sequence[EditableLinear], entering: Mapping[int, Tensor]) -> Trace:
-        """One text up to the last of the linears: what enters them, and what is behind them."""
-        start = {block: stream[None, : len(text.ids) - 1] for block, stream in entering.items()}
+    def _run(
+        self, texts: Sequence[Text], linears: Sequence[EditableLinear], block: int, streams: Sequence[Tensor]
+    ) -> Trace:
+        """Texts from a block up to the last of the linears, padded on the right: what enters them, what is behind."""
+        ids = pad_sequence([text.ids[:-1] for text in texts], batch_first=True)
+        entering = [stream[: len(text.ids) - 1] for text, stream in zip(texts, streams, strict=True)]
         return self._model.trace(
-            text.ids[None, :-1],
+            ids,
             inputs=linears,
             outputs=[linear for linear in linears if linear.name not in self._in_stream],
-            entering=[linear.layer for linear in linears if linear.layer not in entering],
+            entering=[linear.layer for linear in linears if linear.layer > block],
             leaving=[linear.layer for linear in linears if linear.name in self._in_stream],
-            start=start,
+            start={block: pad_sequence(entering, batch_first=True)},
         )
 
     def _behind(self, linear: EditableLinear, trace: Trace) -> Tensor:
-        """(T - 1, d_out): the stream behind the linear's block, or where that says less, the linear's own output."""
-        return (trace.leaving[linear.layer] if linear.name in self._in_stream else trace.outputs[linear.name])[0]
+        """(B, T, d_out): the stream behind the linear's block, or where that says less, the linear's own output."""
+        return trace.leaving[linear.layer] if linear.name in self._in_stream else trace.outputs[linear.name]
+
+
+def _tokens(one: _Wanted) -> int:
+    """That predict something."""
+    return len(one.text.ids) - 1
 
 
 @dataclass(frozen=True, eq=False)
