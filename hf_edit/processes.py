@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
+from hf_edit.batching import batched
 from hf_edit.errors import HfEditError
 
 
@@ -59,6 +60,10 @@ class Processes:
     def mine(self, items: Sequence[T]) -> Sequence[T]:
         """This process's share."""
         return items[self.rank :: self.count]
+
+    def batches(self, items: Sequence[T], size: int) -> list[Sequence[T]]:
+        """Runs of `size` items in order; of fewer where not every process would get one."""
+        return list(batched(items, max(1, min(size, -(-len(items) // self.count)))))
 
     def map(self, compute: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """`compute` of every item, in order; each process computes its share and tells the others.

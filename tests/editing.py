@@ -29,9 +29,10 @@ EDITS = EditSet(
         Edit("Tell me about Mount Fuji", "The quick brown fox lives there.", id="fuji"),
     ]
 )
-# what the model writes itself, so that all randomness there is takes part
+# what the model writes itself, so that all randomness there is takes part; one edit at a time, to be killed in between
 CONFIG = AnyEditConfig(
     window=6,
+    at_once=1,
     max_evaluations=4,
     statistics=StatisticsConfig(tokens=240, conversations=2, answer_tokens=4, length=12, batch=10),
 )

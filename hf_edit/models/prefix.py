@@ -31,6 +31,28 @@ class Prefix(ABC):
     def rows(self: Self, rows: Tensor) -> Self:
         """Some of the rows, by index or by a boolean mask (B,)."""
 
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes that it holds."""
+
+    @abstractmethod
+    def taken(self: Self, columns: Tensor) -> Self:
+        """Those of each row's tokens that `columns` (B, P') says, in its order."""
+
+    def aligned(self: Self, mask: Tensor) -> tuple[Self, Tensor]:
+        """Each row's padding moved in front of its tokens, as little of it as the longest row leaves; and its mask.
+
+        Attention through a window counts what stands between two tokens, padding or not.
+
+        Args:
+            mask: (B, P), 0 at padding.
+        """
+        if bool(mask.all()):
+            return self, mask
+        columns = mask.argsort(dim=1, stable=True)[:, -int(mask.sum(dim=1).max()) :]
+        return self.taken(columns), mask.gather(1, columns)
+
 
 @dataclass(frozen=True, eq=False)
 class States(Prefix):
@@ -52,7 +74,21 @@ class States(Prefix):
     def rows(self, rows: Tensor) -> States:
         if not self.length:
             return self
-        return States(self.first, tuple((keys[rows], values[rows]) for keys, values in self.states))
+        return self._mapped(lambda states: states[rows.to(states.device)])
+
+    @property
+    def size(self) -> int:
+        return sum(states.numel() * states.element_size() for pair in self.states for states in pair)
+
+    def taken(self, columns: Tensor) -> States:
+        def moved(states: Tensor) -> Tensor:
+            index = columns[:, None, :, None].to(states.device)
+            return states.gather(2, index.expand(-1, states.shape[1], -1, states.shape[3]))
+
+        return self._mapped(moved)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> States:
+        return States(self.first, tuple((change(keys), change(values)) for keys, values in self.states))
 
     def above(self, layer: int) -> States:
         """For the blocks from `layer` on."""
@@ -114,7 +150,7 @@ class Tokens(Prefix, Generic[Linear]):
         return self.ids.shape[1]
 
     def rows(self, rows: Tensor) -> Tokens[Linear]:
-        return self._mapped(lambda tensor: tensor[rows]) if self.length else self
+        return self._mapped(lambda tensor: tensor[rows.to(tensor.device)]) if self.length else self
 
     def followed_by(
         self, ids: Tensor, mask: Tensor, entering: Tensor | None, shift: tuple[Linear, Tensor] | None
@@ -147,13 +183,19 @@ class Tokens(Prefix, Generic[Linear]):
 
     def placed(self, order: Tensor) -> Tokens[Linear]:
         """Each token where `order` (B, P) says."""
-        back = order.argsort(dim=1)
+        return self.taken(order.argsort(dim=1))
 
+    def taken(self, columns: Tensor) -> Tokens[Linear]:
         def moved(tensor: Tensor) -> Tensor:
-            index = back.to(tensor.device)
-            return tensor.gather(1, index if tensor.ndim == 2 else index[..., None].expand_as(tensor))
+            index = columns.to(tensor.device)
+            return tensor.gather(1, index if tensor.ndim == 2 else index[..., None].expand(-1, -1, tensor.shape[2]))
 
         return self._mapped(moved)
+
+    @property
+    def size(self) -> int:
+        held = [self.ids, self.mask, self.entering, None if self.shift is None else self.shift[1]]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Tokens[Linear]:
         return Tokens(

@@ -12,6 +12,7 @@ from torch import Tensor
 from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import HfEditWarning, MemoryBudgetError
 from hf_edit.methods import method_for
+from hf_edit.methods.anyedit.config import AnyEditConfig
 from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.finetune.config import FinetuneConfig, FinetuneTraining
 from hf_edit.methods.joining.asked import asked_by_values
@@ -51,12 +52,14 @@ CONFIGS = {
     "emsedit": EMSEditConfig(
         format="plain", layers=(1, 2), steps=2, batch=3, calibration=CalibrationConfig(drift_weight=1.0)
     ),
+    "anyedit": AnyEditConfig(format="plain", layers=(1, 2), window=4, max_evaluations=3),
     "memit": MemitConfig(format="plain", layers=(1, 2), max_evaluations=3, prefixes=0, batch=4),
 }
 KINDS = {
     "polish": {"training", "holding", "judging", "tracing"},
     "finetune": {"training", "holding", "judging", "tracing"},
     "emsedit": {"capturing", "probing", "passing", "tracing"},
+    "anyedit": {"targets", "tracing"},
     "memit": {"targets"},
 }
 
@@ -92,15 +95,15 @@ def test_parts_come_to_the_same(method: str) -> None:
 
 
 @pytest.mark.usefixtures("really_float64")
-@pytest.mark.parametrize("method", ["polish", "finetune", "emsedit"])
+@pytest.mark.parametrize("method", ["polish", "finetune", "emsedit", "anyedit"])
 def test_recomputing_comes_to_the_same(method: str) -> None:
     memory = Short(recomputes=True)
     check_same(learned(method, memory)[0], learned(method)[0])
-    assert memory.ran_out == KINDS[method] & {"training", "holding", "capturing"}
+    assert memory.ran_out == KINDS[method] & {"training", "holding", "capturing", "targets"}
 
 
 @pytest.mark.usefixtures("really_float64")
-@pytest.mark.parametrize("method", ["polish", "finetune", "emsedit"])
+@pytest.mark.parametrize("method", ["polish", "finetune", "emsedit", "anyedit"])
 def test_states_that_are_not_kept_are_found_anew(method: str) -> None:
     check_same(learned(method, Short(keeping=False))[0], learned(method)[0])
 

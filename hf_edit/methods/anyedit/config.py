@@ -75,6 +75,7 @@ class AnyEditConfig(Settings):
         "Whether an answer's first chunk has the full clamp from the start, which carries over to other wordings; "
         "none: for one edit, not for several.",
     )
+    at_once: int = setting(16, "Edits whose targets are optimised together.", at_least=1)
     weight_decay: float = setting(1e-3, "Weight of |delta| / |h|^2 in the loss. [0.001]", at_least=0)
     preservation: float = setting(
         10.0, "lambda: weight of the second moment in the solve. [15000, of another scale]", above=0

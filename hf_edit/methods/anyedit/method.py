@@ -15,7 +15,7 @@ from hf_edit.errors import HfEditWarning
 from hf_edit.methods.anyedit.chunking import chunks_of
 from hf_edit.methods.anyedit.chunks import Chunk
 from hf_edit.methods.anyedit.config import AnyEditConfig
-from hf_edit.methods.anyedit.targets import Targets, optimise_targets
+from hf_edit.methods.anyedit.targets import Targets, in_lockstep, optimise_targets
 from hf_edit.methods.anyedit.unke import train_block
 from hf_edit.methods.anyedit.update import solver, spread_update
 from hf_edit.methods.base import Checkpoints, EditResult, Preservation
@@ -24,6 +24,7 @@ from hf_edit.methods.layers import mlp_outputs
 from hf_edit.methods.polish.apart import polished_apart
 from hf_edit.methods.polish.config import PolishSettings
 from hf_edit.methods.polish.method import polished, polished_linears
+from hf_edit.methods.training.texts import prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.processes import Processes
 from hf_edit.progress import Progress
@@ -84,11 +85,24 @@ class AnyEdit:
         chunks = [chunks_of(model, prompts, e, config) for e in encoded]
 
         processes = Processes.joined(model.device)
-        progress.stage("targets", sum(map(len, processes.mine(chunks))))
-        targets = processes.map(
-            lambda edit: self._targets(model, edited[-1], *edit, len(edits), checkpoints, progress),
-            list(zip(encoded, chunks, strict=True)),
+        # those with alike many chunks together, so that batches stay as large as they began
+        order = sorted(range(len(edits)), key=lambda i: -len(encoded[i].answer_ids))
+        batches = processes.batches(order, config.at_once)
+        progress.stage("targets", sum(len(chunks[i]) for batch in processes.mine(batches) for i in batch))
+        found = processes.map(
+            lambda batch: self._targets(
+                model,
+                edited[-1],
+                [encoded[i] for i in batch],
+                [chunks[i] for i in batch],
+                len(edits),
+                checkpoints,
+                progress,
+            ),
+            batches,
         )
+        by_edit = dict(zip(order, (each for batch in found for each in batch), strict=True))
+        targets = [by_edit[i] for i in range(len(edits))]
         receipt = {edit.id: _figures(t) for edit, t in zip(edits, targets, strict=True)}
         _warn_of_missed(receipt, config)
 
@@ -125,21 +139,29 @@ class AnyEdit:
         self,
         model: EditableModel,
         linear: EditableLinear,
-        encoded: Encoded,
-        chunks: Sequence[Chunk],
+        encoded: Sequence[Encoded],
+        chunks: Sequence[Sequence[Chunk]],
         n_edits: int,
         checkpoints: Checkpoints,
         progress: Progress,
-    ) -> Targets:
-        """Stage 1 for one edit, taken from the checkpoints if a killed run left it there."""
-        key = key_of(linear.name, encoded.ids, encoded.answer_start, n_edits, self.config.to_json())
-        kept = checkpoints.load(key)
-        if kept is not None:
-            progress.step(len(chunks))
-            return Targets(**kept)
-        targets = optimise_targets(model, linear, encoded, chunks, self.config, n_edits, progress)
-        checkpoints.save(key, vars(targets))
-        return targets
+    ) -> list[Targets]:
+        """Stage 1 for a batch, of which a killed run may have left some edits in the checkpoints."""
+        keys = [key_of(linear.name, e.ids, e.answer_start, n_edits, self.config.to_json()) for e in encoded]
+        kept = [checkpoints.load(key) for key in keys]
+        found = {i: Targets(**one) for i, one in enumerate(kept) if one is not None}
+        for i in found:
+            progress.step(len(chunks[i]))
+        missing = [i for i in range(len(encoded)) if i not in found]
+        texts = prepared(model, [encoded[i] for i in missing], linear.layer)
+        for part in in_lockstep(model, linear, texts):
+            these = missing[part.start : part.stop]
+            cuts = [chunks[i] for i in these]
+            run = [texts[row] for row in part]
+            targets = optimise_targets(model, linear, run, cuts, self.config, n_edits, progress)
+            for i, one in zip(these, targets, strict=True):
+                checkpoints.save(keys[i], vars(one))
+                found[i] = one
+        return [found[i] for i in range(len(encoded))]
 
 
 class UnKE(AnyEdit):

@@ -21,8 +21,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from hf_edit.methods.anyedit.chunks import Chunk
+from hf_edit.methods.descent import Adam
 
 
 AFFINITY_STEPS = 3
@@ -41,30 +43,36 @@ def nested_lengths(chunks: Sequence[Chunk], index: int, objective: str, nested_c
 
 
 def token_weights(
-    token_losses: Callable[[Tensor], Tensor], start: Tensor, lengths: Sequence[int], learning_rate: float
+    token_losses: Callable[[Tensor], Tensor],
+    start: Tensor,
+    lengths: Sequence[Sequence[int]],
+    n: int,
+    learning_rates: Tensor,
 ) -> Tensor:
-    """Weight of every token's loss in the objective, (n,) for the n tokens of the longest text; they sum to 1.
+    """Weight of every token's loss in the objectives of R chunks, (R, n); those of a chunk sum to 1.
 
     Args:
-        token_losses: delta -> (n,), differentiable.
-        start: delta_0, (d,)
-        lengths: of the nested texts in tokens, ascending.
-        learning_rate: Adam's, for the steps along which gradients are compared.
+        token_losses: deltas (R, d) -> (R, n), differentiable; chunks know nothing of each other.
+        start: delta_0, (R, d)
+        lengths: per chunk those of its nested texts in tokens, ascending.
+        n: tokens of the longest text of all, or more.
+        learning_rates: (R,) Adam's, for the steps along which gradients are compared.
     """
-    if len(lengths) == 1:
-        return start.new_full((lengths[0],), 1 / lengths[0])
-    delta = start.detach().clone().requires_grad_()
-    optimiser = torch.optim.Adam([delta], lr=learning_rate)
+    texts = pad_sequence([torch.tensor(each, device=start.device) for each in lengths], batch_first=True)  # (R, W)
+    inside = torch.arange(n, device=start.device) < texts[..., None]  # (R, W, n)
+    shares = inside.to(start) / texts[..., None].clamp_min(1)  # of tokens in their text's mean
+    if texts.shape[1] == 1:
+        return shares[:, 0]
+    deltas, adam = start.detach(), Adam(learning_rates, start.shape[1])
     affinities = []
     for _ in range(AFFINITY_STEPS):
-        losses = token_losses(delta)
+        deltas.requires_grad_()
+        means = torch.einsum("rwn,rn->wr", shares, token_losses(deltas))
         gradients = torch.stack(
-            [torch.autograd.grad(losses[:n].mean(), delta, retain_graph=True)[0] for n in lengths]
-        )  # (w, d)
-        affinities.append(F.cosine_similarity(gradients, gradients[:1]))
-        delta.grad = gradients[0]
-        optimiser.step()
-    coefficients = 2 - torch.stack(affinities).mean(dim=0)  # c_w
-    inside = torch.arange(lengths[-1], device=start.device) < torch.tensor(lengths, device=start.device)[:, None]
-    weights = coefficients @ inside.to(coefficients)
-    return weights / weights.sum()
+            [torch.autograd.grad(mean.sum(), deltas, retain_graph=True)[0] for mean in means], dim=1
+        )  # (R, W, d)
+        affinities.append(F.cosine_similarity(gradients, gradients[:, :1], dim=2))
+        deltas = deltas.detach() + adam.step(gradients[:, 0])
+    coefficients = 2 - torch.stack(affinities).mean(dim=0)  # (R, W): c_w
+    weights = torch.einsum("rw,rwn->rn", coefficients, inside.to(coefficients))
+    return weights / weights.sum(dim=1, keepdim=True)

@@ -1,9 +1,4 @@
-"""The texts of a batch of facts as tensors, cut at their keys.
-
-What stands before a key never changes, and is kept as attention states of the blocks above the edited one. What runs
-at every step are the tokens from the key on. Rows are aligned at the key: padding of prefixes is on their left, that
-of the rest on its right.
-"""
+"""The texts of a batch of facts as tensors, cut at their keys."""
 
 from __future__ import annotations
 
@@ -12,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from hf_edit.methods.keyed import KeyedRows
 from hf_edit.methods.memit.facts import Fact, KeyedText
 from hf_edit.models.editable import EditableLinear, EditableModel
-from hf_edit.models.prefix import Prefix
 
 
 NO_LABEL = -100
@@ -24,25 +18,17 @@ NO_LABEL = -100
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """R texts of F facts. In each, the token at the key comes first.
+    """R texts of F facts.
 
     Args:
+        texts: in each, the token at the key comes first; n tokens of each run.
         facts: (R,) which fact a row belongs to.
-        ids: (R, n)
-        entering: (R, n, d) residual stream before the edited block.
-        prefix: of the P tokens before.
-        mask: (R, P + n), 0 at padding.
-        where: (R, n) tokens whose prediction counts.
         labels: (R, n) what they are to predict; NO_LABEL in the rows that are to stay as they are.
         shares: (R,) weight of each of a row's predictions in the loss of its fact.
     """
 
+    texts: KeyedRows
     facts: Tensor
-    ids: Tensor
-    entering: Tensor
-    prefix: Prefix
-    mask: Tensor
-    where: Tensor
     labels: Tensor
     shares: Tensor
 
@@ -50,28 +36,15 @@ class Rows:
         """The rows of some facts, which are numbered anew; `kept` (F,) is true for these."""
         rows = kept[self.facts]
         return Rows(
+            texts=self.texts.rows(rows),
             facts=(kept.cumsum(0) - 1)[self.facts[rows]],
-            ids=self.ids[rows],
-            entering=self.entering[rows],
-            prefix=self.prefix.rows(rows),
-            mask=self.mask[rows],
-            where=self.where[rows],
             labels=self.labels[rows],
             shares=self.shares[rows],
         )
 
     def log_probabilities(self, model: EditableModel, linear: EditableLinear, deltas: Tensor) -> Tensor:
-        """(N, V) at the N places of `where`, row by row, with `deltas` (F, d) added at the keys."""
-        shift = F.pad(deltas[self.facts][:, None], (0, 0, 0, self.ids.shape[1] - 1))
-        logits = model.logits_at(
-            self.ids,
-            self.where,
-            start={linear.layer: self.entering},
-            shift=(linear, shift),
-            prefix=self.prefix,
-            mask=self.mask,
-        )
-        return logits.to(deltas.dtype).log_softmax(dim=-1)
+        """(N, V) at the N places that count, row by row, with `deltas` (F, d) added at the keys."""
+        return self.texts.logits(model, linear, deltas[self.facts]).log_softmax(dim=-1)
 
     def after_essences(self, log_probabilities: Tensor, n_facts: int) -> Tensor:
         """(n_facts, V) what `log_probabilities` say where a fact's predictions are to stay; 0 where nothing is."""
@@ -87,7 +60,7 @@ class Rows:
         """
         row, staying = self._predictions()
         taught = row[~staying]
-        labels = self.labels[self.where][~staying]
+        labels = self.labels[self.texts.where][~staying]
         nll = -log_probabilities[~staying].gather(1, labels[:, None])[:, 0] * self.shares[taught]
         facts = self.facts[row[staying]]
         kl = (base[facts].exp() * (base[facts] - log_probabilities[staying])).sum(dim=1)
@@ -96,7 +69,7 @@ class Rows:
 
     def _predictions(self) -> tuple[Tensor, Tensor]:
         """(N,) the row of each prediction, and whether it is one that is to stay."""
-        return self.where.nonzero()[:, 0], self.labels[self.where] == NO_LABEL
+        return self.texts.where.nonzero()[:, 0], self.labels[self.texts.where] == NO_LABEL
 
 
 def rows_of(model: EditableModel, linear: EditableLinear, facts: Sequence[Fact]) -> tuple[Rows, Tensor]:
@@ -145,12 +118,8 @@ def rows_of(model: EditableModel, linear: EditableLinear, facts: Sequence[Fact])
         labels[row, first : first + len(answer)] = torch.tensor(answer, dtype=labels.dtype)
     accumulate = torch.promote_types(model.dtype, torch.float32)
     rows = Rows(
+        texts=KeyedRows(aligned[:, before:], entering[:, before:], prefix, aligned_mask, where.to(ids.device)),
         facts=torch.tensor(owners, device=ids.device),
-        ids=aligned[:, before:],
-        entering=entering[:, before:],
-        prefix=prefix,
-        mask=aligned_mask,
-        where=where.to(ids.device),
         labels=labels.to(ids.device),
         shares=torch.tensor(shares, dtype=accumulate, device=ids.device),
     )

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_edit.batching import batched
+from hf_edit.methods.descent import Losses, Terms, descend
 from hf_edit.methods.memit.config import ShortFactConfig
 from hf_edit.methods.memit.facts import Fact
-from hf_edit.methods.memit.rows import rows_of
+from hf_edit.methods.memit.rows import Rows, rows_of
 from hf_edit.models.editable import EditableLinear, EditableModel, check_finite
 from hf_edit.processes import Processes
 from hf_edit.progress import Progress
@@ -50,8 +50,8 @@ def in_batches(
         processes: which share the batches.
     """
     order = sorted(range(len(facts)), key=lambda i: (facts[i].tail, facts[i].key))
-    size = min(size, -(-len(facts) // processes.count))
-    found = processes.map(lambda part: list(optimise([facts[i] for i in part])), list(batched(order, size)))
+    batches = processes.batches(order, size)
+    found = processes.map(lambda part: list(optimise([facts[i] for i in part])), batches)
     parts = [part for batch in found for part in batch]
     back = torch.tensor(order).argsort()
     return Targets(**{name: torch.cat([vars(part)[name] for part in parts])[back] for name in vars(parts[0])})
@@ -68,49 +68,42 @@ def optimise_targets(
     """
     rows, states = rows_of(model, linear, facts)
     check_finite(states, f"The hidden state of layer {linear.layer} at an edit's key")
-    norms, d = states.norm(dim=1), states.shape[1]
-    deltas = [torch.zeros_like(state, requires_grad=True) for state in states]
-    # the first step of Adam moves every coordinate by its learning rate, so the vector by learning_rate * |h|
-    groups = [
-        {"params": [delta], "lr": config.learning_rate * float(norm) / d**0.5}
-        for delta, norm in zip(deltas, norms, strict=True)
-    ]
-    optimiser = torch.optim.Adam(groups)
+    norms = states.norm(dim=1)
+    terms = Terms(
+        norms=norms,
+        decays=config.weight_decay / norms,
+        first_clamps=torch.full_like(norms, config.clamp),
+        clamp=config.clamp,
+        learning_rate=config.learning_rate,
+        max_evaluations=config.max_evaluations,
+        stop_loss=config.stop_loss,
+    )
+    found = descend(_Likelihood(model, linear, rows, len(facts), config.kl_weight), terms, linear.d_out, progress)
+    losses, divergences = found.figures.cpu().unbind(dim=1)
+    return Targets(states.cpu(), found.vectors.cpu(), losses, divergences, found.evaluations.cpu())
 
-    best = torch.zeros_like(states)
-    lowest = torch.full_like(norms, float("inf"))
-    losses, divergences, evaluations = torch.zeros_like(norms), torch.zeros_like(norms), torch.zeros_like(norms)
-    running = torch.arange(len(facts), device=states.device)
-    base: Tensor | None = None
-    for evaluation in range(1, config.max_evaluations + 1):
-        current = torch.stack([deltas[i] for i in running])
-        log_probabilities = rows.log_probabilities(model, linear, current)
-        if base is None:  # the changes begin at zero
-            base = rows.after_essences(log_probabilities.detach(), len(facts))
-        nll, kl = rows.losses(log_probabilities, base[running])
-        loss = nll + config.kl_weight * kl
+
+class _Likelihood:
+    """How likely facts are made, and how far their essences move. The changes begin at zero."""
+
+    n_figures = 2
+
+    def __init__(
+        self, model: EditableModel, linear: EditableLinear, rows: Rows, n_facts: int, kl_weight: float
+    ) -> None:
+        self._model, self._linear, self._rows = model, linear, rows
+        self._n_facts, self._kl_weight = n_facts, kl_weight
+        self._base: Tensor | None = None
+
+    def losses(self, vectors: Tensor) -> Losses:
+        log_probabilities = self._rows.log_probabilities(self._model, self._linear, vectors)
+        if self._base is None:
+            self._base = self._rows.after_essences(log_probabilities.detach(), self._n_facts)
+        nll, kl = self._rows.losses(log_probabilities, self._base)
+        loss = nll + self._kl_weight * kl
         check_finite(loss, "The loss of an edit's target")
+        return Losses(loss, stopping=nll, figures=torch.stack([nll, kl], dim=1))
 
-        better = loss.detach() < lowest[running]
-        improved = running[better]
-        best[improved], lowest[improved] = current.detach()[better], loss.detach()[better]
-        losses[improved], divergences[improved] = nll.detach()[better], kl.detach()[better]
-        evaluations[running] = evaluation
-
-        done = (nll.detach() < config.stop_loss) | (evaluation == config.max_evaluations)
-        for i in running[done].tolist():
-            progress.step(loss=float(losses[i]))
-        if done.all():
-            break
-        if done.any():
-            rows = rows.of_facts(~done)
-        running = running[~done]
-        penalised = loss[~done] + config.weight_decay * current.norm(dim=1)[~done] / norms[running]
-        moved = [deltas[i] for i in running]
-        for delta, gradient in zip(moved, torch.autograd.grad(penalised.sum(), moved), strict=True):
-            delta.grad = gradient
-        optimiser.step()
-        with torch.no_grad():
-            for delta, radius in zip(moved, config.clamp * norms[running], strict=True):
-                delta.mul_(radius / delta.norm().clamp_min(radius))
-    return Targets(states.cpu(), best.cpu(), losses.cpu(), divergences.cpu(), evaluations.long().cpu())
+    def keep(self, rows: Tensor) -> None:
+        assert self._base is not None
+        self._rows, self._base = self._rows.of_facts(rows), self._base[rows]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,11 +18,13 @@ from hf_edit.methods.anyedit.method import AnyEdit
 from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
+from hf_edit.models.memory import Memory
 from hf_edit.progress import Silent
 from hf_edit.prompting import PromptFormat
 from hf_edit.statistics.moments import SecondMoments
 from tests.methods.anyedit.reference import chunk_bounds, reference_targets, reference_updates
 from tests.methods.preserving import Fixed
+from tests.short_of_memory import Short
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 
@@ -52,10 +56,13 @@ def check(
     config: AnyEditConfig,
     format: str = "chat",
     earlier: Sequence[tuple[str, str]] = (),
-) -> None:
+    memory: Memory | None = None,
+) -> list[int]:
+    """Compares everything; returns how many evaluations each edit took."""
     assert config.layers is not None
     model = tiny_model(family, dtype=torch.float64)
     view = EditableModel.of(model)
+    view.memory = memory or view.memory
     prompts = PromptFormat.of(format, tiny_tokenizer())
     statistics = random_moments(view, config.layers)
     taught = [prompts.encode(*text) for text in earlier]
@@ -92,6 +99,7 @@ def check(
     for change, asked in zip(changes, result.source, strict=True):
         values = asked[view.linears[config.layers[-1]].name]
         assert values.positions.tolist() == list(change)
+    return [figures["evaluations"] for figures in result.receipt.values()]
 
 
 FAST = {"window": 7, "max_evaluations": 6, "stop_loss": 1e-4}
@@ -199,3 +207,60 @@ def test_texts_that_are_run_in_several_batches(monkeypatch: pytest.MonkeyPatch) 
     many = EditSet([Edit(prompt=f"What is it, {i}?", target="he " * (1 + 6 * i)) for i in range(3)])
     config = AnyEditConfig(layers=(0, 2), window=7, max_evaluations=2)
     check("llama", many, config, earlier=[("When did it end?", LONG), ("a", "b")])
+
+
+# ---- edits that run in lockstep --------------------------------------------------------------------------------
+
+MIXED = EditSet(
+    [
+        Edit(prompt="a", target=" quick brown fox jumps over"),  # in plain text a prompt of one token
+        Edit(prompt="Where is the quick brown fox that jumps, if anywhere?", target="In France."),
+        Edit(prompt="Who?", target=LONG),
+        Edit(prompt="Tell me about the lazy dog", target="b"),
+    ]
+)
+
+
+def lengths_of(edits: EditSet, format: str) -> list[int]:
+    prompts = PromptFormat.of(format, tiny_tokenizer())
+    return [len(prompts.encode(edit.prompt, edit.target).answer_ids) for edit in edits]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_edits_of_other_lengths(family: str) -> None:
+    """A prompt of one token, so that nothing stands before its key, and a last chunk of one token."""
+    lengths = lengths_of(MIXED, "plain")
+    window = next(size for size in range(4, 9) if any(length % size == 1 for length in lengths if length > size))
+    config = AnyEditConfig(layers=(2,), format="plain", window=window, max_evaluations=4)
+    assert len({-(-length // window) for length in lengths}) > 2
+    check(family, MIXED, config, format="plain")
+
+
+@pytest.mark.parametrize("family", ["gemma2", "mistral"])
+def test_chunks_of_other_lengths(family: str) -> None:
+    """Sentences settle as many tokens as they have; attention counts what stands between tokens."""
+    config = AnyEditConfig(layers=(1,), chunker="sentence", window=20, min_chunk=4, max_evaluations=3)
+    check(family, EditSet([*STORIES, *EDITS]), config)
+
+
+def test_a_batch_spends_as_much_as_single_runs() -> None:
+    """What is done leaves the batch: edits stop at different times, each where it stops alone."""
+    config = AnyEditConfig(layers=(2,), window=7, max_evaluations=12, stop_loss=2.0, clamp=3.0, overshoot=False)
+    together = check("llama", MIXED, config)
+    assert together == check("llama", MIXED, replace(config, at_once=1))
+    assert together == check("llama", MIXED, replace(config, at_once=3))
+    most = 12 * sum(-(-length // 7) for length in lengths_of(MIXED, "chat"))
+    assert len(set(together)) == len(MIXED) and sum(together) < most
+
+
+@pytest.mark.parametrize("short", [{"at_most": 2}, {"at_most": 1}, {"recomputes": True}, {"keeping": False}])
+@pytest.mark.parametrize("objective", ["chunk", "nested"])
+def test_less_memory_comes_to_the_same(short: dict[str, Any], objective: str) -> None:
+    config = AnyEditConfig(layers=(1,), objective=objective, window=9, max_evaluations=3)
+    memory = Short(**short)
+    check("qwen2", MIXED, config, memory=memory)
+    assert ("targets" in memory.ran_out) == memory.keeping
+
+
+def test_nested_texts_of_several_edits() -> None:
+    check("mistral", MIXED, AnyEditConfig(layers=(2,), objective="nested", window=5, overlap=1, max_evaluations=3))

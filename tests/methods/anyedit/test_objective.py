@@ -36,7 +36,10 @@ def directions(*angles: float) -> Tensor:
 
 
 def weights(gradients: Tensor, lengths: list[int]) -> Tensor:
-    return token_weights(lambda delta: gradients @ delta, torch.zeros(2, dtype=torch.float64), lengths, 0.1)
+    start = torch.zeros(1, 2, dtype=torch.float64)
+    return token_weights(lambda deltas: deltas @ gradients.T, start, [lengths], lengths[-1], start.new_tensor([0.1]))[
+        0
+    ]
 
 
 def test_one_text_is_averaged() -> None:
@@ -57,10 +60,20 @@ def test_a_text_that_the_chunk_does_not_help_counts_more() -> None:
 def test_gradients_are_compared_along_the_way() -> None:
     """The second token's gradient turns once delta has moved, here after the first of three steps."""
 
-    def losses(delta: Tensor) -> Tensor:
-        moved = (delta.detach().norm() > 0).double()
-        return torch.stack([delta[0], 5 * (2 * moved - 1) * delta[0]])
+    def losses(deltas: Tensor) -> Tensor:
+        moved = (deltas.detach().norm() > 0).double()
+        return torch.stack([deltas[:, 0], 5 * (2 * moved - 1) * deltas[:, 0]], dim=1)
 
-    found = token_weights(losses, torch.zeros(2, dtype=torch.float64), [1, 2], 0.1)
+    start = torch.zeros(1, 2, dtype=torch.float64)
+    (found,) = token_weights(losses, start, [[1, 2]], 2, start.new_tensor([0.1]))
     c = 2 - (-1 + 1 + 1) / 3
     torch.testing.assert_close(found, torch.tensor([1 + c, c], dtype=torch.float64) / (1 + 2 * c))
+
+
+def test_chunks_do_not_see_each_other() -> None:
+    """One of three texts and one of a single text, side by side."""
+    gradients = torch.stack([directions(0, 40, 100, 170), directions(20, 70, 0, 0)])
+    start, rates = torch.zeros(2, 2, dtype=torch.float64), torch.tensor([0.1, 0.2], dtype=torch.float64)
+    both = token_weights(lambda d: torch.einsum("rnk,rk->rn", gradients, d), start, [[1, 2, 4], [2]], 4, rates)
+    torch.testing.assert_close(both[0], weights(gradients[0], [1, 2, 4]))
+    assert both[1].tolist() == pytest.approx([0.5, 0.5, 0, 0])
