@@ -5,10 +5,10 @@
 
 For answers of each length, in one run and on the same threads:
 
-- one edit by us and by the reference of the tests (tests/methods/anyedit/reference.py), in turns, from token ids to the
-  update: seconds, their ratio, and how far targets and update are apart, as shares of their size. The reference runs
-  whole forwards with all logits for every evaluation, adds up outer products of every token and inverts a dense
-  d_in x d_in matrix. Both find the same targets with the same settings, in as many evaluations.
+- one edit by us and by the reference of the tests (tests/methods/anyedit/reference.py), in turns, from token ids to
+  the update: seconds of both, their ratio, and how far targets and update are apart, as shares of their size. The
+  reference runs whole forwards with all logits for every evaluation, adds up outer products of every token and inverts
+  a dense d_in x d_in matrix; its weights want no gradient. The settings are the same.
 - seconds per edit where so many different edits of that length are taught in one call.
 - a profile of one edit of ours with few evaluations per chunk, one of which costs as much as any other: the share of
   the processor's or the accelerator's time in matrix products, attention's among them, and what the rest goes to.
@@ -26,14 +26,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import BASE, data_folder, environment, write
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from hf_edit.datasets import unke
 from hf_edit.methods.anyedit.chunking import chunks_of
@@ -56,6 +56,7 @@ from tests.methods.anyedit.reference import chunk_bounds, reference_targets, ref
 
 PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm")
 ATTENTION = "attention"
+AROUND = "outside of operators"
 SHOWN = 12
 PROFILED_EVALUATIONS = 5
 
@@ -89,13 +90,12 @@ def main() -> None:
 def encoded_answers(prompts: PromptFormat, length: int, count: int) -> list[Encoded]:
     """Questions of UnKE, each answered by so many tokens: of its own answer and of those that follow in the file."""
     records = unke.read(data_folder() / "unke.json")
-    texts = [prompts.encode(record.prompt, record.target) for record in records]
     found = []
     for first in range(count):
-        prompt = texts[first].prompt_ids
-        others = (text.answer_ids[:-1] for text in chain(texts[first:], texts[:first]))
-        tokens = list(chain.from_iterable(others))[: length - 1]
-        found.append(Encoded((*prompt, *tokens, texts[first].ids[-1]), len(prompt)))
+        own = prompts.encode(records[first].prompt, records[first].target)
+        texts = (prompts.encode(record.prompt, record.target) for record in records[first:])
+        tokens = list(islice(chain.from_iterable(text.answer_ids[:-1] for text in texts), length - 1))
+        found.append(Encoded((*own.prompt_ids, *tokens, own.ids[-1]), own.answer_start))
     return found
 
 
@@ -263,24 +263,27 @@ class Reference:
 
 
 def profiled(subject: Subject, edit: Encoded) -> dict[str, Any]:
-    """Shares of the time that operators take themselves, on the accelerator where there is one."""
+    """Shares of the time that operators take themselves, on the accelerator where there is one.
+
+    Else the processor's time outside of operators, Python's and the profiler's own, is a part as well: AROUND.
+    """
     on_cuda = subject.view.device.type == "cuda"
     activities = [ProfilerActivity.CUDA] if on_cuda else []
-    with profile(activities=[ProfilerActivity.CPU, *activities], acc_events=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU, *activities], acc_events=True) as profiler, record_function(AROUND):
         taught(subject, [edit])
-    operators = {
-        event.key: event.self_device_time_total if on_cuda else event.self_cpu_time_total
-        for event in profiler.key_averages()
-        if event.key.startswith("aten::")
-    }
-    total = sum(operators.values())
-    shares = {name: taken / total for name, taken in operators.items()}
-    rest = sorted((name for name in shares if not is_product(name)), key=lambda name: -shares[name])
+    events = profiler.key_averages()
+    if on_cuda:  # kernels are events beside the operators that start them
+        taken = {event.key: event.self_device_time_total for event in events if event.key.startswith("aten::")}
+    else:
+        taken = {event.key: event.self_cpu_time_total for event in events}
+    total = sum(taken.values())
+    shares = {name: round(each / total, 4) for name, each in sorted(taken.items(), key=lambda item: -item[1])}
+    rest = [name for name in shares if not is_product(name)]
     return {
         "of": "accelerator" if on_cuda else "processor",
         "in_matrix_products": sum(share for name, share in shares.items() if is_product(name)),
-        "products": {name: round(share, 4) for name, share in shares.items() if share > 0 and is_product(name)},
-        "rest": {name: round(shares[name], 4) for name in rest[:SHOWN]},
+        "products": {name: share for name, share in shares.items() if share and is_product(name)},
+        "rest": {name: shares[name] for name in rest[:SHOWN]},
     }
 
 
