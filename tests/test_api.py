@@ -179,11 +179,11 @@ def test_the_model_is_as_it_was_when_stopped_between_steps(family: str, error: t
 
 
 @pytest.mark.parametrize("error", [Stopped, KeyboardInterrupt])
-@pytest.mark.parametrize("call", [0, 1, 5, 17, 30, 36])
+@pytest.mark.parametrize("call", [0, 3, 5, 12, 20, 30])
 def test_the_model_is_as_it_was_when_stopped_inside_a_forward(
     call: int, error: type[BaseException], fast: AnyEditConfig
 ) -> None:
-    """At the first look at the model, while collecting, in stage 1 and in stage 2."""
+    """At the first look at the model, while collecting, in stage 1 and in stage 2; a trial may fail."""
     model = lived_in(tiny_model())
     calls = 0
 

@@ -26,6 +26,7 @@ from hf_edit.models.forward import run
 from hf_edit.models.hooks import (
     adding,
     entering,
+    here,
     hook,
     passed_through,
     reading_input,
@@ -255,7 +256,7 @@ class EditableModel:
             where = torch.cat([before, where], dim=1).gather(1, order.argsort(dim=1))
             ids, start, shift, prefix, mask = *_parts(whole.placed(order)), None, None
         head = self.model.get_output_embeddings()
-        with hook(head.register_forward_pre_hook(lambda _, args: (args[0][where][None], *args[1:]))):
+        with hook(head.register_forward_pre_hook(here(lambda _, args: (args[0][where][None], *args[1:])))):
             return self._run(ids, start, shift, prefix, keep=0, mask=mask)[0][0]
 
     def block_outputs(
@@ -277,7 +278,7 @@ class EditableModel:
         with ExitStack() as stack:
             if shift is not None:
                 stack.enter_context(adding(shift[0].module, shift[1]))
-            keep = self.blocks[layer].register_forward_hook(lambda _, __, output: left.append(tensor_of(output)))
+            keep = self.blocks[layer].register_forward_hook(here(lambda _, __, output: left.append(tensor_of(output))))
             stack.enter_context(hook(keep))
             stack.enter_context(self._running({layer: states}, layer))
             run(self.model, ids, logits_to_keep=1)

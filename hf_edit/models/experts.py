@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hf_edit.errors import UnsupportedModelError
 from hf_edit.models.forward import run
-from hf_edit.models.hooks import calling, hook
+from hf_edit.models.hooks import calling, here, hook
 from hf_edit.models.orientation import EXPERTS, as_stored, fused_orientation, matrix_shape
 from hf_edit.models.shapes import base_of
 from hf_edit.solvers.low_rank import LowRankDelta
@@ -63,7 +63,7 @@ class Experts:
         def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], __: Any) -> None:
             into[key] = self.inputs(args, kwargs).reshape(*batch, -1)
 
-        return hook(self.carrier.register_forward_hook(read, with_kwargs=True))
+        return hook(self.carrier.register_forward_hook(here(read), with_kwargs=True))
 
     @contextmanager
     def side_path(self, delta: LowRankDelta | Tensor) -> Iterator[None]:

@@ -15,6 +15,31 @@ from hf_edit.models.stream import Layout
 from hf_edit.solvers.low_rank import LowRankDelta
 
 
+_depth = 0
+"""How many times over hooks are set aside; those put in place at another depth do nothing."""
+
+
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """The model as if no hook of these were in place; those that are put there inside work."""
+    global _depth
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1
+
+
+def here(function: Callable[..., Any], otherwise: Callable[..., Any] = lambda *_, **__: None) -> Callable[..., Any]:
+    """A hook that does nothing while it is set aside, or gives way to another function."""
+    depth = _depth
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return (function if _depth == depth else otherwise)(*args, **kwargs)
+
+    return called
+
+
 def tensor_of(output: Any) -> Tensor:
     """The tensor of what a module returns, bare or first in a tuple or list."""
     return output[0] if isinstance(output, (tuple, list)) else output
@@ -48,7 +73,7 @@ def reading_input(
     def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         into[key] = _shaped(args[0] if args else kwargs["hidden_states"], batch, layout)
 
-    return hook(module.register_forward_pre_hook(read, with_kwargs=True))
+    return hook(module.register_forward_pre_hook(here(read), with_kwargs=True))
 
 
 def reading_output(
@@ -59,7 +84,7 @@ def reading_output(
     def read(_: nn.Module, __: Any, output: Any) -> None:
         into[key] = _shaped(tensor_of(output), batch, layout)
 
-    return hook(module.register_forward_hook(read))
+    return hook(module.register_forward_hook(here(read)))
 
 
 def adding(module: nn.Module, shift: Tensor) -> Any:
@@ -68,7 +93,7 @@ def adding(module: nn.Module, shift: Tensor) -> Any:
     def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         return output + shift.reshape(output.shape).to(output.dtype)
 
-    return hook(module.register_forward_hook(add))
+    return hook(module.register_forward_hook(here(add)))
 
 
 def side_path(module: nn.Module, delta: LowRankDelta | Tensor) -> Any:
@@ -81,7 +106,7 @@ def side_path(module: nn.Module, delta: LowRankDelta | Tensor) -> Any:
             change = change @ factor.T
         return output + change.to(output.dtype)
 
-    return hook(module.register_forward_hook(add))
+    return hook(module.register_forward_hook(here(add)))
 
 
 def replacing(module: nn.Module, value: Tensor, where: Tensor) -> Any:
@@ -93,7 +118,7 @@ def replacing(module: nn.Module, value: Tensor, where: Tensor) -> Any:
         chosen = where[..., None].expand(*where.shape, value.shape[-1]).reshape(own.shape)
         return with_first(output, torch.where(chosen.to(own.device), values.to(own), own))
 
-    return hook(module.register_forward_hook(replace))
+    return hook(module.register_forward_hook(here(replace)))
 
 
 def entering(block: nn.Module, states: Tensor) -> Any:
@@ -104,7 +129,7 @@ def entering(block: nn.Module, states: Tensor) -> Any:
             return (states, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": states}
 
-    return hook(block.register_forward_pre_hook(replace, with_kwargs=True))
+    return hook(block.register_forward_pre_hook(here(replace), with_kwargs=True))
 
 
 def passed_through(block: nn.Module, arity: int | None) -> Any:
@@ -129,7 +154,7 @@ def calling(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """The module computes by another function."""
     had_own = "forward" in module.__dict__  # accelerate, for one, replaces forward on the instance
     own: Callable[..., Any] | None = module.__dict__.get("forward")
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = here(forward, module.forward)  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -1,4 +1,7 @@
-"""Finding out by trying what a model allows, so that no table has to know."""
+"""Finding out by trying what a model allows, so that no table has to know.
+
+What is found is asked for when it is first needed, which may be while hooks are in place: they are set aside.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hf_edit.models.hooks import adding
+from hf_edit.models.hooks import adding, set_aside
 from hf_edit.models.prefix import States
 
 
@@ -34,6 +37,7 @@ def carries_context(attempt: Callable[[], tuple[Tensor, Tensor, Tensor]]) -> boo
     return bool((found - plain).norm() <= TOLERANCE * (lost - plain).norm())
 
 
+@set_aside()
 def skips_blocks(model: EditableModel) -> bool:
     """Whether the upper blocks need nothing of the lower ones but the residual stream, and run without them."""
     ids, last = torch.arange(1, 9, device=model.device)[None], model.n_layers - 1
@@ -47,6 +51,7 @@ def skips_blocks(model: EditableModel) -> bool:
     return carries_context(attempt)
 
 
+@set_aside()
 def keeps_states(model: EditableModel) -> bool:
     """Whether attention states say all that the blocks know of a prefix; on two rows, one padded on its left."""
     ids = torch.arange(1, 13, device=model.device).repeat(2, 1)
@@ -67,6 +72,7 @@ def keeps_states(model: EditableModel) -> bool:
     return carries_context(attempt)
 
 
+@set_aside()
 def arrives(model: EditableModel, linear: EditableLinear) -> bool:
     """Whether a change of a linear's output arrives unchanged in the residual stream behind its block."""
     layer, ids = linear.layer, torch.arange(1, 5, device=model.device)[None]

@@ -1,0 +1,51 @@
+"""What is found by trying a model, wherever it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pytest
+import torch
+
+from hf_edit.models.editable import EditableModel
+from tests.tiny import tiny_model
+
+
+PROPERTIES = ("skips_blocks", "keeps_states", "writes_residual")
+INSIDE: dict[str, Callable[[EditableModel], AbstractContextManager[object]]] = {
+    "reading": lambda view: view.reading(view.linears, (5, 7)),
+    "shifted": lambda view: view.shifted({view.linears[1].name: torch.ones(5, 7, view.linears[1].d_out)}),
+}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("inside", INSIDE)
+def test_hooks_that_are_in_place_are_of_no_consequence(family: str, inside: str) -> None:
+    """They are of another batch's shape."""
+    expected = {name: getattr(EditableModel.of(tiny_model(family)), name) for name in PROPERTIES}
+    assert expected["skips_blocks"] and expected["keeps_states"]
+    for name in PROPERTIES:
+        view = EditableModel.of(tiny_model(family))
+        with INSIDE[inside](view):
+            assert getattr(view, name) == expected[name], name
+
+
+def test_a_text_that_is_read_first_leaves_the_short_cuts_open() -> None:
+    view = EditableModel.of(tiny_model("llama"))
+    ids = torch.arange(1, 13).reshape(3, 4)
+    kept = view.trace(ids, inputs=view.linears[:2])
+    assert view.skips_blocks and view.keeps_states
+    assert torch.equal(
+        kept.inputs[view.linears[1].name], view.trace(ids, inputs=view.linears[:2]).inputs[view.linears[1].name]
+    )
+
+
+def test_a_hook_that_was_set_aside_works_again() -> None:
+    view = EditableModel.of(tiny_model("llama"))
+    ids, linear = torch.arange(1, 5)[None], view.linears[1]
+    plain = view.trace(ids, outputs=[linear]).outputs[linear.name]
+    with view.shifted({linear.name: torch.ones_like(plain)}):
+        assert view.writes_residual
+        moved = view.trace(ids, outputs=[linear]).outputs[linear.name]
+    assert torch.allclose(moved, plain + 1)
