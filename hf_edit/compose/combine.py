@@ -35,9 +35,11 @@ from hf_edit.statistics.preserved import Preserved
 
 
 TAUGHT_WEIGHT = 10.0
-"""With which nothing is to change along a reverted edit's taught answer; an edit's own keys weigh 1."""
-REVERTED_WEIGHTS = (10.0, 100.0, 1000.0)
-"""Tried in this order along the base's own answers to reverted questions, unless the config names one."""
+"""With which nothing is to change along a reverted edit's taught answer, or the smaller one of the base's own answers;
+an edit's own keys weigh 1."""
+REVERTED_WEIGHT, HEAVIER, LIGHTER = 10.0, (100.0, 1000.0), (1.0, 0.1, 0.0)
+"""Along the base's own answers to reverted questions, unless the config names one: the first that is tried; then those
+beyond it until all of these are back, or, where other edits are lost by it, those below until none is."""
 DISTURBED = 0.3
 """Share of what an edit's own pack moves along its text, beyond which other packs' doing there is worth a warning."""
 
@@ -187,18 +189,28 @@ class _Combination:
         own = join.entering(
             own_answers(self.view.model, prompts, questions, config.reverted_tokens, config.statistics.batch)
         )
-        taught = [prompts.encode(edit.prompt, edit.target) for edit in edits]
-        join.hold_along(join.entering(taught), TAUGHT_WEIGHT)
-        best: tuple[Joined, list[bool]] | None = None
-        for weight in REVERTED_WEIGHTS if config.reverted_weight is None else (config.reverted_weight,):
+        taught = join.entering([prompts.encode(edit.prompt, edit.target) for edit in edits])
+        known = self.packs[0].manifest.receipt.get("right")
+        before = known if isinstance(known, Mapping) else {}
+        gone = {edit.id for edit in edits}
+        worked = sum(bool(before.get(id, True)) for id in self.packs[0].edits.ids if id not in gone)
+
+        def tried(weight: float) -> tuple[Joined, list[bool]]:
+            join.hold_along(taught, min(weight, TAUGHT_WEIGHT))
             join.hold_along(own, weight)
             joined = join.solved()
-            back = join.given(own, joined.deltas)
-            if best is None or (sum(joined.right), sum(back)) > (sum(best[0].right), sum(best[1])):
-                best = joined, back
-            if all(back):
-                break
-        assert best is not None
+            return joined, join.given(own, joined.deltas)
+
+        def kept(found: tuple[Joined, list[bool]]) -> int:
+            return sum(found[0].right)
+
+        best = tried(REVERTED_WEIGHT if config.reverted_weight is None else config.reverted_weight)
+        if config.reverted_weight is None:
+            loses = kept(best) < worked
+            for weight in LIGHTER if loses else HEAVIER:
+                if kept(best) >= worked if loses else all(best[1]):
+                    break
+                best = max(best, tried(weight), key=lambda found: (kept(found), sum(found[1])))
         return best[0], {edit.id: ok for edit, ok in zip(edits, best[1], strict=True)}
 
     def sum(self) -> EditPack:

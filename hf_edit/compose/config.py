@@ -16,7 +16,7 @@ class CombineConfig(JoinSettings):
     reverted_weight: float | None = setting(
         None,
         "Weight of reverted questions with the base's own answers; none: the smallest of 10, 100, 1000 that brings "
-        "these back word for word, as far as it loses no other edit.",
+        "these back word for word, as far as it loses no other edit; a smaller one where 10 does.",
         at_least=0,
     )
     reverted_tokens: int = setting(

@@ -16,7 +16,8 @@ from hf_edit.compose.config import CombineConfig
 from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import BaseMismatchError, ComposeError, ConfigError, HfEditWarning
 from hf_edit.evaluation.answers import greedy_answers
-from hf_edit.methods.joining.update import PRESERVATIONS
+from hf_edit.methods.joining.update import PRESERVATIONS, Join, Joined
+from hf_edit.methods.training.texts import Text
 from hf_edit.models.editable import EditableModel
 from hf_edit.packs.pack import EditPack
 from hf_edit.prompting import PromptFormat
@@ -171,6 +172,34 @@ def test_a_revert_says_whether_the_bases_own_text_is_back(model, weight: float |
 def edit_starts(model, edits: Sequence[Edit], tokens: int) -> list[str]:
     """The first tokens of free answers."""
     return greedy_answers(model, PromptFormat.of("chat", tiny_tokenizer()), [edit.prompt for edit in edits], tokens)
+
+
+@pytest.mark.parametrize(("keeps_below", "back_from", "weights"), [(1, 1e9, [10, 1, 0.1]), (1e9, 100, [10, 100])])
+def test_other_edits_come_before_the_bases_own_text(
+    model, keeps_below: float, back_from: float, weights: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weight that loses another edit is lowered, one that brings too little back is raised."""
+    both = stacked(model, pack_of(model, 0, 1), pack_of(model, 2))
+    receipt = {**both.manifest.receipt, "right": dict.fromkeys(both.edits.ids, True)}
+    both = replace(both, manifest=replace(both.manifest, receipt=receipt))
+    held: list[float] = []
+    hold_along, solved = Join.hold_along, Join.solved
+
+    def noted(self: Join, texts: Sequence[Text], weight: float) -> None:
+        held.append(weight)
+        hold_along(self, texts, weight)
+
+    def judged(self: Join) -> Joined:
+        joined = solved(self)
+        return replace(joined, right=[held[-1] < keeps_below] * len(joined.right))
+
+    monkeypatch.setattr(Join, "hold_along", noted)
+    monkeypatch.setattr(Join, "solved", judged)
+    monkeypatch.setattr(Join, "given", lambda self, texts, deltas: [held[-1] >= back_from] * len(texts))
+    less = revert(both, ["q1"], model=model, tokenizer=tiny_tokenizer(), config=CONFIG)
+    assert held[-2 * len(weights) + 1 :: 2] == weights
+    assert all(less.manifest.receipt["right"].values())
+    assert less.manifest.receipt["own_text"] == {"q1": back_from <= 100}
 
 
 def test_the_parents_are_named(model) -> None:

@@ -121,14 +121,19 @@ class Join:
             delta, error = solve.solve(preservation, rank)
             if delta.rank:
                 deltas[linear.name], lost[linear.name] = delta.to(dtype), round(error, 6)
-        return Joined(deltas, preservation, lost, self.given([edit.text for edit in self._edits], deltas))
+        ends = [replace(edit.text, states=streams[edit]) for edit in self._edits]  # from the last block on
+        return Joined(deltas, preservation, lost, self._right(ends, block, deltas))
 
     def given(self, texts: Sequence[Text], deltas: Mapping[str, LowRankDelta]) -> list[bool]:
         """Whether an update gives the answer of each text, token for token."""
+        return self._right(texts, self._first, deltas)
+
+    def _right(self, texts: Sequence[Text], first: int, deltas: Mapping[str, LowRankDelta]) -> list[bool]:
+        """As `given`, of texts whose states enter the block `first`."""
         order = sorted(range(len(texts)), key=lambda i: texts[i].ids.tolist())
         right = dict.fromkeys(range(len(texts)), False)
         for part in batched(order, TOGETHER):
-            found = answers(self._model, self._first, [texts[i] for i in part], deltas)[1]
+            found = answers(self._model, first, [texts[i] for i in part], deltas)[1]
             right |= dict(zip(part, found.tolist(), strict=True))
         return list(right.values())
 
