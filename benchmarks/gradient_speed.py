@@ -22,13 +22,12 @@ import argparse
 import copy
 import multiprocessing
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from common import BASE, chosen, data_folder, environment, give_back_freed, trim, write
+from common import BASE, chosen, data_folder, environment, give_back_freed, seconds, trim, write
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -87,17 +86,6 @@ def main() -> None:
 
 def settings(**values: Any) -> EMSEditConfig:
     return EMSEditConfig(format="plain", steps=STEPS, **values)
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    """How long it takes, with everything on the accelerator done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 # ---- against a plain reference ---------------------------------------------------------------------------------

@@ -23,15 +23,14 @@ import argparse
 import copy
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import BASE, data_folder, environment, write
+from common import BASE, data_folder, environment, seconds, write
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -97,17 +96,6 @@ def encoded_answers(prompts: PromptFormat, length: int, count: int) -> list[Enco
         tokens = list(islice(chain.from_iterable(text.answer_ids[:-1] for text in texts), length - 1))
         found.append(Encoded((*own.prompt_ids, *tokens, own.ids[-1]), own.answer_start))
     return found
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    """How long it takes, with everything on the accelerator done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -158,10 +159,13 @@ class Polishing:
         A stack of many packs may answer most questions and yet move so much else that getting there from nothing is
         the shorter way: training from it takes what it has apart, long before it is small.
         """
-        nothing = KeyBasisFactors({}, {})
+        training = self._settings.training
         there, none = (
-            objective(self._model, self.first, trainees, factors, teacher, self._settings.training, self._seed)
-            for factors in (start, nothing)
+            objective(self._model, self.first, trainees, factors, teacher, config, self._seed)
+            for factors, config in (
+                (start, training),
+                (KeyBasisFactors({}, {}), replace(training, drift_weight=0.0)),  # nothing drifts nowhere
+            )
         )
         return there < none
 
