@@ -8,17 +8,20 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from hf_edit.batching import batched
 from hf_edit.edits import Prompt
 from hf_edit.models.forward import run
+from hf_edit.models.prefix import States
 from hf_edit.models.trial import carries_context
 from hf_edit.prompting import Encoded, PromptFormat
 
 
 Choice = Callable[[Tensor], Tensor]
 """Chooses the next token of each row: logits (B, V) -> (B,)."""
+WORTH_SHARING = 8
+"""Fewest tokens that all rows must begin with, as under one system prompt, for these to run once."""
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -60,7 +63,7 @@ def continuations(
         Per row at most `max_new_tokens` ids; fewer exactly where the model stopped by itself.
     """
     written: list[list[int]] = [[] for _ in rows]
-    reader = (_Cached if _can_cache(model) else _Anew)(model, rows)
+    reader = _reader(model)(model, rows)
     running = list(range(len(rows)))
     for _ in range(max_new_tokens):
         tokens = choose(reader.logits())
@@ -122,6 +125,24 @@ class _Cached:
         self.mask = torch.cat([self.mask, torch.ones_like(self.ids)], dim=1)
 
 
+class _Shared(_Cached):
+    """What all rows begin with runs once; each row gets as much of it as stands in front of its last tokens."""
+
+    def __init__(self, model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> None:
+        super().__init__(model, rows)
+        shared = _common(rows)
+        if len(rows) == 1 or shared < WORTH_SHARING:
+            return
+        cache = DynamicCache()  # of full layers, also for sliding windows, which the masks then cut
+        run(model, self.ids.new_tensor([rows[0][:shared]]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        states = States(0, tuple((layer.keys, layer.values) for layer in cache.layers))
+        padding = (self.mask == 0).sum(dim=1, keepdim=True)  # (B, 1)
+        columns = (torch.arange(shared, device=padding.device) - padding).clamp_min(0)  # (B, shared)
+        each = states.rows(torch.zeros(len(rows), dtype=torch.long)).taken(columns)
+        self.cache = each.as_cache(len(rows), states.states[0][0], growing=True)
+        self.ids = self.ids[:, shared:]
+
+
 class _Anew:
     """Rows padded on the right, where no token sees it, run as a whole for every token."""
 
@@ -141,21 +162,33 @@ class _Anew:
         self.rows = [[*self.rows[i], int(tokens[i])] for i in kept]
 
 
-_CACHING: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+def _common(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with, the last one of the shortest not counted: it has to run."""
+    length = min(map(len, rows)) - 1
+    return next((i for i in range(length) if len({row[i] for row in rows}) > 1), length)
 
 
-def _can_cache(model: PreTrainedModel) -> bool:
-    """Whether rows behind the model's cache are continued as they are without; found by trying, once per model."""
-    if model not in _CACHING:
-        rows = [[1, 2, 3, 4, 5, 6], [2, 3, 4], [3, 4, 5, 6]]
-        added = torch.tensor([7, 8, 9])
+_READERS: WeakKeyDictionary[PreTrainedModel, type[_Cached | _Anew]] = WeakKeyDictionary()
 
-        def attempt() -> tuple[Tensor, Tensor, Tensor]:
-            found, plain, forgotten = _Cached(model, rows), _Anew(model, rows), _Anew(model, [[7], [9]])
-            for reader in (found, plain):
-                reader.logits()
-                reader.follow(added, [0, 2])
-            return found.logits(), plain.logits(), forgotten.logits()
 
-        _CACHING[model] = carries_context(attempt)
-    return _CACHING[model]
+def _reader(model: PreTrainedModel) -> type[_Cached | _Anew]:
+    """The quickest way to read on that continues rows as the plain one does; found by trying, once per model."""
+    if model not in _READERS:
+        _READERS[model] = next((way for way in (_Shared, _Cached) if _continues(way, model)), _Anew)
+    return _READERS[model]
+
+
+def _continues(way: type[_Cached], model: PreTrainedModel) -> bool:
+    """Whether rows behind the model's cache are continued as they are without it."""
+    begin = range(1, 1 + WORTH_SHARING)
+    rows = [[*begin, 4, 5, 6, 7], [*begin, 5], [*begin, 6, 3]]
+    added = torch.tensor([7, 8, 9])
+
+    def attempt() -> tuple[Tensor, Tensor, Tensor]:
+        found, plain, forgotten = way(model, rows), _Anew(model, rows), _Anew(model, [[7], [9]])
+        for reader in (found, plain):
+            reader.logits()
+            reader.follow(added, [0, 2])
+        return found.logits(), plain.logits(), forgotten.logits()
+
+    return carries_context(attempt)

@@ -13,6 +13,10 @@ from tests.tiny import FAMILIES, VOCAB, tiny_model
 ROWS = [[7, 8], [300], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55], [9, 200, 10], [90, 91]]
 
 
+BEGIN = [5, 60, 7, 80, 9, 10, 110, 12, 13, 140]
+UNDER_ONE_PROMPT = [[*BEGIN, *row] for row in ([20], [30, 31, 32], [20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31], [])]
+
+
 def one_by_one(model: torch.nn.Module, row: list[int], stop_ids: set[int], most: int) -> list[int]:
     """No cache, no padding: the whole forward for every token."""
     written: list[int] = []
@@ -36,6 +40,22 @@ def test_they_are_the_likeliest_tokens(family: str) -> None:
     expected = [one_by_one(model, row, stop_ids, 20) for row in ROWS]
     assert continuations(model, ROWS, stop_ids, 20) == expected
     assert expected[3] == [] and len({len(row) for row in expected}) > 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_all_rows_begin_with_is_read_once(family: str) -> None:
+    """The beginning of the shortest rows is partly run again: the longest one ends further behind than it is long."""
+    model = tiny_model(family, dtype=torch.float32 if family == "gemma2" else torch.float64)
+    continuations(model, UNDER_ONE_PROMPT, (), 1)
+    shapes: list[tuple[int, ...]] = []
+    handle = model.register_forward_pre_hook(
+        lambda _, __, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    written = continuations(model, UNDER_ONE_PROMPT, (), 9)
+    handle.remove()
+    assert written == [one_by_one(model, row, set(), 9) for row in UNDER_ONE_PROMPT]
+    # the last token of the shortest row is run with all of them
+    assert shapes[:2] == [(1, len(BEGIN) - 1), (4, len(UNDER_ONE_PROMPT[2]) - len(BEGIN) + 1)]
 
 
 def test_rows_that_ended_are_run_no_further() -> None:

@@ -351,22 +351,44 @@ def _shrunk(
     state: _State,
     config: TrainingConfig,
 ) -> float:
-    """Scale the update down to the smallest of SCALES at which no answer that was right becomes wrong or unsure."""
+    """Scale the update down to the smallest of SCALES at which no answer that was right becomes wrong or unsure.
+
+    Found by bisection: where one scale keeps every answer, larger ones are taken to do so too.
+    """
     kept = [i for i in state.judged if state.right[i]]
-    scale = 1.0
-    for smaller in SCALES if kept else ():
-        factors.scale(smaller / scale)
-        seen: list[tuple[Sequence[int], Tensor, Tensor]] = []
-        for part in batched(kept, SHRINK_BATCH):
-            losses, right = answers(model, first, [trainees[i].text for i in part], factors.deltas())
-            if not right.all() or losses.max() > SHRINK_LOSS * config.stop_loss:
-                factors.scale(scale / smaller)
-                return scale
-            seen.append((part, losses, right))
-        for part, losses, right in seen:
-            state.note(part, losses, right)
-        scale = smaller
-    return scale
+    scale, holds, fails = 1.0, -1, len(SCALES) if kept else 0
+    while fails - holds > 1:
+        middle = (holds + fails) // 2
+        factors.scale(SCALES[middle] / scale)
+        scale = SCALES[middle]
+        seen = _kept(model, first, trainees, factors, kept, config)
+        if seen is None:
+            fails = middle
+        else:
+            holds = middle
+            for part, losses, right in seen:
+                state.note(part, losses, right)
+    found = SCALES[holds] if holds >= 0 else 1.0
+    factors.scale(found / scale)
+    return found
+
+
+def _kept(
+    model: EditableModel,
+    first: int,
+    trainees: Sequence[Trainee],
+    factors: Factors,
+    kept: Sequence[int],
+    config: TrainingConfig,
+) -> list[tuple[Sequence[int], Tensor, Tensor]] | None:
+    """Losses and rightness of these answers, by parts; None as soon as one is wrong or unsure."""
+    seen: list[tuple[Sequence[int], Tensor, Tensor]] = []
+    for part in batched(kept, SHRINK_BATCH):
+        losses, right = answers(model, first, [trainees[i].text for i in part], factors.deltas())
+        if not right.all() or losses.max() > SHRINK_LOSS * config.stop_loss:
+            return None
+        seen.append((part, losses, right))
+    return seen
 
 
 def _digest(
