@@ -152,15 +152,15 @@ class Bench:
 
     def answered(self, pack: EditPack, edits: Sequence[Edit]) -> list[tuple[Edit, bool]]:
         """Which edits get their answer word for word."""
-        said = self._said(pack, [edit.prompt for edit in edits], edits)
+        said = self._said(pack, [edit.prompt for edit in edits], edits, [edit.target for edit in edits])
         return [(edit, exact(answer, edit.target)) for edit, answer in zip(edits, said, strict=True)]
 
     def own_text(self, pack: EditPack, edits: Sequence[Edit]) -> float:
         """Share of questions that get the base's own text."""
-        base = self._said(None, [edit.prompt for edit in edits], edits)
-        return sum(
-            a == b for a, b in zip(base, self._said(pack, [e.prompt for e in edits], edits), strict=True)
-        ) / len(edits)
+        questions = [edit.prompt for edit in edits]
+        base = self._said(None, questions, edits)
+        said = self._said(pack, questions, edits, base)
+        return sum(a == b for a, b in zip(base, said, strict=True)) / len(edits)
 
     def own_answers(self, edits: Sequence[Edit]) -> EditSet:
         """The edits' questions with the base's own text."""
@@ -172,7 +172,7 @@ class Bench:
         right = dict(zip((e.id for e in edits), (ok for _, ok in self.answered(pack, edits)), strict=True))
         worked = [right[edit.id] for edit in edits if alone[edit.id]]
         asked = [(prompt, edit) for edit in edits for prompt in edit.paraphrases]
-        reworded = self._said(pack, [prompt for prompt, _ in asked], edits)
+        reworded = self._said(pack, [prompt for prompt, _ in asked], edits, [edit.target for _, edit in asked])
         scores = [rouge_l(answer, edit.target) for answer, (_, edit) in zip(reworded, asked, strict=True)]
         name = hf_edit.attach(self.model, pack)
         found = {
@@ -201,11 +201,13 @@ class Bench:
             ),
         }
 
-    def _said(self, pack: EditPack | None, prompts: Sequence[Any], edits: Sequence[Edit]) -> list[str]:
+    def _said(
+        self, pack: EditPack | None, prompts: Sequence[Any], edits: Sequence[Edit], drafts: Sequence[str] | None = None
+    ) -> list[str]:
         longest = max(len(self.prompts.encode(edit.prompt, edit.target).answer_ids) for edit in edits)
         name = None if pack is None else hf_edit.attach(self.model, pack)
         try:
-            return greedy_answers(self.model, self.prompts, prompts, longest + SPARE_TOKENS)
+            return greedy_answers(self.model, self.prompts, prompts, longest + SPARE_TOKENS, drafts=drafts)
         finally:
             if name is not None:
                 hf_edit.detach(self.model, name)

@@ -14,6 +14,7 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from common import BASE, chosen, data_folder, environment, mean_interval, unrelated_questions, write
@@ -34,7 +35,6 @@ from hf_edit.statistics.store import obtain
 
 
 STRANGERS = range(300, 308)  # UnKE records that are never edited
-PERPLEXITY_TOKENS = 2048
 SPARE_TOKENS = 64
 SHOWN = ("exact", "rouge_l", "rouge_l_paraphrase")
 
@@ -47,6 +47,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the method")
     parser.add_argument("--method", choices=METHODS, help="none: what edit() does without settings")
     parser.add_argument("--together", type=int, default=1, help="records in one pack")
+    parser.add_argument("--resume", type=Path, help="folder of what earlier runs found, such as targets")
+    parser.add_argument("--perplexity", type=int, default=2048, help="tokens of WikiText")
     parser.add_argument("--name", default="long_form", help="name of the result")
     arguments = parser.parse_args()
 
@@ -65,7 +67,7 @@ def main() -> None:
     chat = reference(model, prompts, unrelated_questions()[:16])
     strangers = reference(model, prompts, [long_form[i].prompt for i in STRANGERS])
     text = (data / "wikitext2_test.txt").read_text(encoding="utf-8")
-    ids = prompts.text_ids(text[: 8 * PERPLEXITY_TOKENS])[:PERPLEXITY_TOKENS]
+    ids = prompts.text_ids(text[: 8 * arguments.perplexity])[: arguments.perplexity]
     before = perplexity(model, ids)
     started = time.perf_counter()
     view = EditableModel.of(model)
@@ -78,9 +80,9 @@ def main() -> None:
     for begin in range(0, len(records), arguments.together):
         group = records[begin : begin + arguments.together]
         edits = EditSet(edit for _, edit in group)
-        started = time.perf_counter()
-        pack = hf_edit.edit(model, tokenizer, edits, config)
-        seconds = time.perf_counter() - started
+        started, worked = time.perf_counter(), time.process_time()
+        pack = hf_edit.edit(model, tokenizer, edits, config, resume_dir=arguments.resume)
+        seconds, worked = time.perf_counter() - started, time.process_time() - worked
         name = hf_edit.attach(model, pack)
         rows += _answers(model, prompts, group)
         near, far = drift(model, chat), drift(model, strangers)
@@ -92,6 +94,8 @@ def main() -> None:
                 "kl_strangers": far.kl,
                 "perplexity_change": perplexity(model, ids) / before - 1,
                 "seconds_per_edit": seconds / len(group),
+                "cpu_seconds_per_edit": worked / len(group),
+                "steps": max((one.get("steps", 0) for one in pack.manifest.receipt.values()), default=0),
                 "rank": max(delta.rank for delta in pack.deltas.values()),
                 "delta_norm": sum(delta.norm() ** 2 for delta in pack.deltas.values()) ** 0.5,
             }
@@ -125,9 +129,10 @@ def main() -> None:
 
 def _answers(model: Any, prompts: PromptFormat, group: Sequence[tuple[str, Edit]]) -> list[dict[str, Any]]:
     """What the edited model says to each record's question and its paraphrases."""
-    asked = [prompt for _, edit in group for prompt in (edit.prompt, *edit.paraphrases)]
+    asked = [(prompt, edit.target) for _, edit in group for prompt in (edit.prompt, *edit.paraphrases)]
+    questions, drafts = zip(*asked, strict=True)
     lengths = [len(prompts.encode(edit.prompt, edit.target).answer_ids) for _, edit in group]
-    said = iter(greedy_answers(model, prompts, asked, max(lengths) + SPARE_TOKENS))
+    said = iter(greedy_answers(model, prompts, questions, max(lengths) + SPARE_TOKENS, drafts=drafts))
     rows = []
     for (kind, edit), length in zip(group, lengths, strict=True):
         answers = [next(said) for _ in range(1 + len(edit.paraphrases))]

@@ -105,9 +105,10 @@ def _bytes(pack: EditPack, layout: str) -> int:
 @torch.no_grad()
 def _answers(model: Any, prompts: PromptFormat, pack: EditPack) -> dict[str, Any]:
     """How many edits are answered as asked, and how near the answers to other wordings come."""
-    asked = [prompt for edit in pack.edits for prompt in (edit.prompt, *edit.paraphrases)]
+    asked = [(prompt, edit.target) for edit in pack.edits for prompt in (edit.prompt, *edit.paraphrases)]
+    questions, drafts = zip(*asked, strict=True)
     longest = max(len(prompts.encode(edit.prompt, edit.target).answer_ids) for edit in pack.edits)
-    said = iter(greedy_answers(model, prompts, asked, longest + SPARE_TOKENS))
+    said = iter(greedy_answers(model, prompts, questions, longest + SPARE_TOKENS, drafts=drafts))
     right: list[float] = []
     near: list[float] = []
     reworded: list[float] = []

@@ -22,7 +22,7 @@ from hf_edit import (
 )
 from hf_edit.methods.finetune.config import FinetuneTraining
 from hf_edit.methods.polish.config import PolishSettings
-from hf_edit.methods.training.loop import TrainingConfig
+from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.statistics.config import StatisticsConfig
 from tests.tiny import SIZES, VOCAB, tiny_tokenizer
 

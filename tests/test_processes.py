@@ -19,7 +19,7 @@ from hf_edit.errors import ComputationError, HfEditWarning
 from hf_edit.methods.anyedit.unke_config import UnKESettings
 from hf_edit.methods.msbp.config import CalibrationConfig
 from hf_edit.methods.polish.config import PolishSettings
-from hf_edit.methods.training.loop import TrainingConfig
+from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.models.editable import EditableModel
 from hf_edit.processes import Processes, alone, is_first, placed
 from hf_edit.progress import Silent

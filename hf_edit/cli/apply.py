@@ -247,11 +247,6 @@ def pack_of(
     model, tokenizer = load_model(base, dtype=dtype, device=placed(device), revision=revision)
     prompts = PromptFormat.of(format, tokenizer)
 
-    def ask() -> list[str] | None:
-        if not with_answers:
-            return None
-        return edit_answers(model, prompts, [*pack.edits, *reverted])
-
     resume = out.parent / f".{out.name}.resume"
     started = time.perf_counter()
     with Bars() as progress:
@@ -261,7 +256,11 @@ def pack_of(
         raise typer.Exit
     pack.save_pretrained(out)
     shutil.rmtree(resume, ignore_errors=True)
-    before = ask()
-    if with_answers:
-        attach(model, pack)
-    return Applied(pack, out, seconds, before, ask(), reverted)
+    if not with_answers:
+        return Applied(pack, out, seconds, None, None, reverted)
+    asked = [*pack.edits, *reverted]
+    before = edit_answers(model, prompts, asked, drafts=[""] * len(asked))
+    attach(model, pack)
+    expected = [*(edit.target for edit in pack.edits), *before[len(pack.edits) :]]
+    after = edit_answers(model, prompts, asked, drafts=expected)
+    return Applied(pack, out, seconds, before, after, reverted)

@@ -94,7 +94,8 @@ def evaluate(
         if edited:
             place: AbstractContextManager[None] = attached(model, [pack]) if pack else nullcontext()
             with place:
-                after = _Look.at(Subject(view, task, context), evaluators, before, "after", listener)
+                subject = Subject(view, task, context, edited=True)
+                after = _Look.at(subject, evaluators, before, "after", listener)
     return Evaluation(
         pack=None if pack is None else factors_digest(pack.deltas),
         metrics=tuple(_metrics(evaluators, before, after, settings.seed)),

@@ -18,7 +18,7 @@ from hf_edit.evaluation.edit_scores import EditScore, edit_scores
 from hf_edit.evaluation.following import answer_logits
 from hf_edit.evaluation.recall import Recall
 from hf_edit.models.editable import EditableModel
-from hf_edit.models.generation import continuations
+from hf_edit.models.generation import continuations, drafted
 from hf_edit.prompting import Encoded, PromptFormat
 
 
@@ -30,12 +30,19 @@ Context = Callable[[Prompt], Prompt]
 
 @dataclass(frozen=True)
 class Question:
-    """Something to answer freely; `edit` is the id of the edit that it belongs to, if to one."""
+    """Something to answer freely.
+
+    Args:
+        edit: id of the edit that it belongs to, if to one.
+        accepted: what counts as right, if that is known.
+        taught: what an edit makes of the answer, if it is to change it.
+    """
 
     kind: str
     prompt: Prompt
     edit: str | None = None
     accepted: tuple[str, ...] = ()
+    taught: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,12 +80,13 @@ class Task:
 
     def own(self, edit: Edit) -> Question:
         """The edit's own question."""
-        return Question("prompt", edit.prompt, edit.id, self.material.accepted(edit.target))
+        return Question("prompt", edit.prompt, edit.id, self.material.accepted(edit.target), edit.target)
 
     def reworded(self, edit: Edit) -> list[Question]:
         """Its paraphrases."""
         return [
-            Question("paraphrase", prompt, edit.id, self.material.accepted(edit.target)) for prompt in edit.paraphrases
+            Question("paraphrase", prompt, edit.id, self.material.accepted(edit.target), edit.target)
+            for prompt in edit.paraphrases
         ]
 
 
@@ -88,13 +96,19 @@ class Subject:
     Args:
         context: applied to every question before it is put.
         recall: of this very model, from earlier evaluations.
+        edited: whether it may say what was taught, which is then tried first: the answers are the same without.
     """
 
     def __init__(
-        self, view: EditableModel, task: Task, context: Context | None = None, recall: Recall | None = None
+        self,
+        view: EditableModel,
+        task: Task,
+        context: Context | None = None,
+        recall: Recall | None = None,
+        edited: bool = False,
     ) -> None:
         self.view, self.task = view, task
-        self._context, self._recall = context, recall
+        self._context, self._recall, self._edited = context, recall, edited
         self._answers: dict[tuple[str, str, int], Answer] = {}
         self.asked: dict[tuple[str, str | None, str], tuple[Question, str]] = {}
         """Every question so far, in order, with its answer."""
@@ -124,7 +138,8 @@ class Subject:
         for part in batched(list(new.items()), self.task.config.batch):
             rows = tuple(prompts.prompt_ids(self.put(question.prompt)) for _, question in part)
             room = self._room(rows, limit)
-            for (key, _), ids in zip(part, self._continued(rows, prompts.stop_ids, room), strict=True):
+            drafts = [self._draft(question, prompts) for _, question in part]
+            for (key, _), ids in zip(part, self._continued(rows, drafts, prompts.stop_ids, room), strict=True):
                 self._answers[key] = Answer(prompts.decode(ids), tuple(ids), len(ids) < room)
         for key, question in zip(keys, questions, strict=True):
             self.asked.setdefault((question.kind, question.edit, key[1]), (question, self._answers[key].text))
@@ -163,11 +178,27 @@ class Subject:
         return ask() if self._recall is None else self._recall.tensors_once(tuple(texts), ask)
 
     def _continued(
-        self, rows: tuple[tuple[int, ...], ...], stop_ids: frozenset[int], limit: int
+        self,
+        rows: tuple[tuple[int, ...], ...],
+        drafts: Sequence[Sequence[int]],
+        stop_ids: frozenset[int],
+        limit: int,
     ) -> Sequence[Sequence[int]]:
-        return self.once(
-            ("continuations", rows, stop_ids, limit), lambda: continuations(self.model, rows, stop_ids, limit)
-        )
+        def ask() -> list[list[int]]:
+            if any(drafts):
+                return drafted(self.model, rows, drafts, stop_ids, limit)
+            return continuations(self.model, rows, stop_ids, limit)
+
+        return self.once(("continuations", rows, stop_ids, limit), ask)
+
+    def _draft(self, question: Question, prompts: PromptFormat) -> tuple[int, ...]:
+        """What was taught, as ids; none of questions that are not to change.
+
+        Their answers from before the edit do not pay as drafts, in batches on a CPU: most part from them half way.
+        """
+        if not self._edited or question.taught is None:
+            return ()
+        return prompts.encode(self.put(question.prompt), question.taught).answer_ids
 
     def _put(self, edit: Edit) -> Edit:
         return replace(

@@ -44,6 +44,16 @@ def test_they_are_the_likeliest_tokens(family: str, batch: int) -> None:
     assert len(set(expected)) > 1
 
 
+@pytest.mark.parametrize("format", ["plain", "chat"])
+def test_drafts_change_no_answer(format: str) -> None:
+    model, prompts = tiny_model(dtype=torch.float64), PromptFormat.of(format, tiny_tokenizer())
+    said = greedy_answers(model, prompts, QUESTIONS, max_new_tokens=20)
+    for drafts in (said, ["", *said[1:3], "The quick brown fox", said[4][:9] + "?"]):
+        assert greedy_answers(model, prompts, QUESTIONS, max_new_tokens=20, drafts=drafts) == said
+    with pytest.raises(ValueError, match="zip"):
+        greedy_answers(model, prompts, QUESTIONS, drafts=said[1:])
+
+
 def test_an_answer_ends_where_the_model_ends_it() -> None:
     """A head that says one token, then the end of the turn."""
     model = tiny_model("gpt2", dtype=torch.float64)

@@ -26,7 +26,7 @@ from hf_edit.evaluation.audit.outside import Outside, outside
 from hf_edit.evaluation.audit.run import unrelated_prompts
 from hf_edit.methods.base import EditSource, KeyValues
 from hf_edit.methods.polish.config import PolishSettings
-from hf_edit.methods.training.loop import TrainingConfig
+from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.packs.pack import EditPack

@@ -157,6 +157,28 @@ def test_with_a_recall_the_model_is_asked_once(pack: EditPack, tmp_path: Path) -
         quick(tiny_model(seed=1), edits=EDITS, recall=recall)
 
 
+def test_what_was_taught_is_tried_first_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = tiny_model(), PromptFormat.of("chat", tiny_tokenizer())
+    plain = make_pack(model, edits=EDITS)
+    hf_edit.attach(model, plain)
+    (said,) = greedy_answers(model, prompts, [EDITS[0].prompt], 10)  # a pack that does what it was made for
+    edits = EditSet([Edit(EDITS[0].prompt, said, paraphrases=EDITS[0].paraphrases, id="lamp")])
+    model = tiny_model()
+    pack, asked = make_pack(model, edits=edits), replace(QUICK, evaluators=("reliability", "paraphrase"))
+    quick(model, pack, config=asked)  # the first time, it is tried what the model allows
+    counting = Counting(model)
+    found, forwards = [], []
+    for taught in (True, False):
+        if not taught:
+            monkeypatch.setattr(Subject, "_draft", lambda *_: ())
+        counting.forwards.clear()
+        found.append(quick(model, pack, config=asked, progress=counting))
+        forwards.append(counting.forwards.copy())
+    assert found[0].timeless() == found[1].timeless()
+    assert found[0].generations[0].after == said
+    assert forwards[0]["before"] == forwards[1]["before"] and forwards[0]["after"] < forwards[1]["after"]
+
+
 def test_a_recall_keeps_what_it_has_room_for(tmp_path: Path) -> None:
     recall = Recall("base", tmp_path, room=100)
     asked: list[str] = []

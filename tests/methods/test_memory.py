@@ -19,7 +19,7 @@ from hf_edit.methods.joining.asked import asked_by_values
 from hf_edit.methods.memit.config import MemitConfig
 from hf_edit.methods.msbp.config import CalibrationConfig, EMSEditConfig
 from hf_edit.methods.polish.config import PolishConfig
-from hf_edit.methods.training.loop import TrainingConfig
+from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.methods.training.texts import Text, prepared
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel

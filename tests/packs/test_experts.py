@@ -20,7 +20,7 @@ from hf_edit.compose.merge import merge, unmerge
 from hf_edit.edits import Edit
 from hf_edit.errors import BaseMismatchError, ComposeError, ConfigError, HfEditError, PackError
 from hf_edit.methods.polish.config import PolishSettings
-from hf_edit.methods.training.loop import TrainingConfig
+from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.models.editable import EditableModel
 from hf_edit.packs.contents import ADAPTER, CONFIG, MANIFEST
 from hf_edit.packs.layout import experts_delta, experts_factors

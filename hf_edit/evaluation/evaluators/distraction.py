@@ -29,10 +29,10 @@ class Distraction(Evaluator):
         sentences: Sequence[str] = _sentences(subject) if before is None else before.kept
         if not sentences:
             return Observed({}, sentences)
+        behind = [preceded(edit.prompt, sentences[i % len(sentences)]) for i, edit in enumerate(task.edits)]
         questions = [
-            Question("distraction", preceded(edit.prompt, sentences[i % len(sentences)]), edit.id, accepted)
-            for i, edit in enumerate(task.edits)
-            for accepted in [task.material.accepted(edit.target)]
+            Question("distraction", prompt, edit.id, task.material.accepted(edit.target), edit.target)
+            for prompt, edit in zip(behind, task.edits, strict=True)
         ]
         answers = subject.answers(questions, task.max_new_tokens)
         scored = zip(answers, questions, strict=True)

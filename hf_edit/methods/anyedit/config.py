@@ -16,6 +16,11 @@ from hf_edit.statistics.config import StatisticsConfig
 
 BACKENDS = ("memit", "alphaedit", "unke", "direct")
 OBJECTIVES = ("chunk", "nested")
+OF_TARGETS = (
+    *("chunker", "window", "min_chunk", "overlap", "objective", "nested_chunks"),
+    *("learning_rate", "max_evaluations", "stop_loss", "clamp", "weight_decay"),
+)
+"""Settings that a target depends on; the others say where it is put and what is made of it."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,11 @@ class AnyEditConfig(Settings):
         """The clamp with which this chunk of an answer begins, in a pack of `n_edits`."""
         overshoot = n_edits == 1 if self.overshoot is None else self.overshoot
         return self.clamp if overshoot and chunk == 0 else self.first_clamp
+
+    def target_settings(self, n_edits: int) -> dict[str, Any]:
+        """What the targets of edits in a pack of `n_edits` depend on beside their texts and the edited map."""
+        clamps = [self.first_clamp_of(chunk, n_edits) for chunk in (0, 1)]
+        return {**{name: getattr(self, name) for name in OF_TARGETS}, "first_clamps": clamps}
 
     def moment_weights(self, n_edits: int) -> dict[str, float]:
         """Weight of each part of the statistics in the second moment C, for a pack of `n_edits`."""

@@ -145,8 +145,9 @@ class AnyEdit:
         checkpoints: Checkpoints,
         progress: Progress,
     ) -> list[Targets]:
-        """Stage 1 for a batch, of which a killed run may have left some edits in the checkpoints."""
-        keys = [key_of(linear.name, e.ids, e.answer_start, n_edits, self.config.to_json()) for e in encoded]
+        """Stage 1 for a batch, of which an earlier run, also of another backend, may have left some edits."""
+        settings = self.config.target_settings(n_edits)
+        keys = [key_of(linear.name, e.ids, e.answer_start, settings) for e in encoded]
         kept = [checkpoints.load(key) for key in keys]
         found = {i: Targets(**one) for i, one in enumerate(kept) if one is not None}
         for i in found:

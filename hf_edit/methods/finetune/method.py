@@ -12,8 +12,9 @@ from hf_edit.edits import EditSet
 from hf_edit.methods.base import Checkpoints, EditResult, Preservation
 from hf_edit.methods.finetune.config import FinetuneConfig
 from hf_edit.methods.layers import mlp_outputs
+from hf_edit.methods.training.course import Course, Trainee
 from hf_edit.methods.training.factors import LoraFactors
-from hf_edit.methods.training.loop import Trainee, train
+from hf_edit.methods.training.loop import train
 from hf_edit.methods.training.outcome import result_of
 from hf_edit.methods.training.teacher import Teacher, answered
 from hf_edit.methods.training.texts import prepared
@@ -64,5 +65,6 @@ class Finetune:
         dtype = torch.promote_types(model.dtype, torch.float32)
         factors = LoraFactors(linears, config.rank, dtype, torch.Generator().manual_seed(config.seed))
         teacher = Teacher(model, [known, preserve.earlier], first)
-        trained = train(model, first, trainees, factors, teacher, config.training, config.seed, checkpoints, progress)
+        course = Course(model, first, trainees, teacher, config.training, config.seed)
+        trained = train(course, factors, checkpoints, progress)
         return result_of(edits, trained, factors.detached())

@@ -16,7 +16,7 @@ from hf_edit.methods.base import Preservation
 from hf_edit.methods.joining.asked import Asked
 from hf_edit.methods.joining.config import JoinSettings
 from hf_edit.methods.layers import default_rank
-from hf_edit.methods.training.loop import alike_in_length, answers
+from hf_edit.methods.training.answering import alike_in_length, answers
 from hf_edit.methods.training.texts import Text, prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.models.trace import Trace

@@ -22,7 +22,7 @@ from hf_edit.methods.joining.config import JoinSettings
 from hf_edit.methods.joining.update import Join
 from hf_edit.methods.polish.config import PolishSettings
 from hf_edit.methods.polish.method import Polishing
-from hf_edit.methods.training.loop import answers
+from hf_edit.methods.training.answering import answers
 from hf_edit.methods.training.outcome import warn_of_missed
 from hf_edit.methods.training.texts import Text, prepared
 from hf_edit.models.editable import EditableModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_edit.methods.training.loop import TrainingConfig
+from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.settings import setting
 from hf_edit.statistics.config import MomentWeights, StatisticsConfig
 

@@ -23,8 +23,10 @@ from hf_edit.methods.base import Checkpoints, EditResult, Preservation
 from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.layers import default_rank, mlp_outputs
 from hf_edit.methods.polish.config import PolishConfig, PolishSettings
+from hf_edit.methods.training.config import TrainingConfig
+from hf_edit.methods.training.course import Course, Trained, Trainee
 from hf_edit.methods.training.factors import KeyBasisFactors
-from hf_edit.methods.training.loop import Trained, Trainee, TrainingConfig, objective, train
+from hf_edit.methods.training.loop import objective, train
 from hf_edit.methods.training.outcome import result_of
 from hf_edit.methods.training.teacher import Known, Teacher, answered
 from hf_edit.methods.training.texts import inputs_along, moments_over, prepared
@@ -151,7 +153,8 @@ class Polishing:
                 stacklevel=5,
             )
             factors = self._factors(trainees, rank, asked, {})
-        return factors, self._trained(trainees, factors, held, settings.training, checkpoints, progress, self._decoys)
+        course = self._course(trainees, held, settings.training, self._decoys)
+        return factors, train(course, factors, checkpoints, progress)
 
     def _helps(self, start: KeyBasisFactors, trainees: Sequence[Trainee], teacher: Teacher) -> bool:
         """Whether the update that is there is a better beginning than nothing, in what training makes small.
@@ -161,7 +164,7 @@ class Polishing:
         """
         training = self._settings.training
         there, none = (
-            objective(self._model, self.first, trainees, factors, teacher, config, self._seed)
+            objective(self._course(trainees, teacher, config), factors)
             for factors, config in (
                 (start, training),
                 (KeyBasisFactors({}, {}), replace(training, drift_weight=0.0)),  # nothing drifts nowhere
@@ -189,22 +192,18 @@ class Polishing:
             ]
             trainees = [Trainee(text, judged=True, weight=1.0) for text in prepared(self._model, wrong, self.first)]
             factors = self._factors(trainees, default_rank(DECOY_EDITS), (), {})
-            self._trained(trainees, factors, nothing, DECOY_TRAINING, NoCheckpoints(), Silent())
+            train(self._course(trainees, nothing, DECOY_TRAINING), factors, NoCheckpoints(), Silent())
             decoys.append(factors.detached())
         return decoys
 
-    def _trained(
+    def _course(
         self,
         trainees: Sequence[Trainee],
-        factors: KeyBasisFactors,
         teacher: Teacher,
         config: TrainingConfig,
-        checkpoints: Checkpoints,
-        progress: Progress,
         decoys: Sequence[Mapping[str, LowRankDelta]] = (),
-    ) -> Trained:
-        model, first, seed = self._model, self.first, self._seed
-        return train(model, first, trainees, factors, teacher, config, seed, checkpoints, progress, decoys)
+    ) -> Course:
+        return Course(self._model, self.first, trainees, teacher, config, self._seed, decoys)
 
     def _factors(
         self,

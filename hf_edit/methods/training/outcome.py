@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from hf_edit.edits import EditSet
 from hf_edit.errors import HfEditWarning
 from hf_edit.methods.base import EditResult
-from hf_edit.methods.training.loop import Trained
+from hf_edit.methods.training.course import Trained
 from hf_edit.solvers.low_rank import LowRankDelta
 
 

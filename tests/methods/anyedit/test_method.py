@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,11 @@ from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import ConfigError
 from hf_edit.methods import METHODS, method_for
 from hf_edit.methods.anyedit.chunking import answer_surprisals
-from hf_edit.methods.anyedit.config import AnyEditConfig, UnKEConfig
+from hf_edit.methods.anyedit.config import OF_TARGETS, AnyEditConfig, UnKEConfig
 from hf_edit.methods.anyedit.method import AnyEdit, UnKE
 from hf_edit.methods.anyedit.unke_config import UnKESettings
-from hf_edit.methods.base import EditResult
-from hf_edit.methods.checkpoints import NoCheckpoints
+from hf_edit.methods.base import Checkpoints, EditResult
+from hf_edit.methods.checkpoints import FolderCheckpoints, NoCheckpoints
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Silent
@@ -39,7 +40,9 @@ PROMPTS = PromptFormat.of("chat", tiny_tokenizer())
 EARLIER = [PROMPTS.encode("Where is Paris?", "In France, on the Seine.")]
 
 
-def compute(config: AnyEditConfig, **preserve: object) -> tuple[EditableModel, EditResult]:
+def compute(
+    config: AnyEditConfig, checkpoints: Checkpoints | None = None, **preserve: object
+) -> tuple[EditableModel, EditResult]:
     view = EditableModel.of(tiny_model())
     generator = torch.Generator().manual_seed(0)
     moments: dict[str, dict[str, Tensor]] = {part: {} for part in ("text", "prompt", "answer")}
@@ -49,7 +52,7 @@ def compute(config: AnyEditConfig, **preserve: object) -> tuple[EditableModel, E
             part[linear.name] = Z.T @ Z / len(Z)
     fixed = Fixed(SecondMoments(moments, dict.fromkeys(moments, 200), "random"), **preserve)  # type: ignore[arg-type]
     with borrowed(view.model):
-        result = method_for(config).compute(view, PROMPTS, EDITS, fixed, NoCheckpoints(), Silent())
+        result = method_for(config).compute(view, PROMPTS, EDITS, fixed, checkpoints or NoCheckpoints(), Silent())
     return view, result
 
 
@@ -79,6 +82,36 @@ def test_backends_differ_in_the_solve_alone() -> None:
     assert memit.receipt == alphaedit.receipt
     (name,) = memit.deltas
     assert not torch.allclose(memit.deltas[name].dense(), alphaedit.deltas[name].dense(), rtol=0.1)
+
+
+@pytest.mark.parametrize("other", [{"backend": "alphaedit"}, {"preservation": 3.0}, {"backend": "unke"}])
+def test_targets_are_found_once_for_all_that_is_made_of_them(
+    other: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found for one solve serves another one, with the result of finding it anew."""
+    unke = UnKESettings(steps=2, rank=2)
+    first = AnyEditConfig(window=4, max_evaluations=3, unke=unke)
+    second = first.from_mapping(first.to_json() | other)
+    talks = [PROMPTS.encode("How are you?", "Well.")]
+    anew = compute(second, asked=talks)[1]
+    kept = FolderCheckpoints(tmp_path, "")
+    compute(first, kept, asked=talks)
+    monkeypatch.setattr("hf_edit.methods.anyedit.method.optimise_targets", None)
+    again = compute(second, kept, asked=talks)[1]
+    assert {name: delta.dense().tolist() for name, delta in again.deltas.items()} == {
+        name: delta.dense().tolist() for name, delta in anew.deltas.items()
+    }
+
+
+def test_what_targets_depend_on_is_told_for_every_setting() -> None:
+    """A setting must be one that targets depend on, or one of those that only say what is made of them."""
+    after = {"backend", "preservation", "prompt_weight", "answer_weight", "null_share", "beta", "own_weight"}
+    after |= {"earlier_weight", "ridge", "unke", "direct", "together", "join", "statistics"}
+    elsewhere = {"format", "layers", "experts", "seed", "at_once"}  # in the texts, the map's name, or of no effect
+    clamps = {"first_clamp", "overshoot"}
+    assert {f.name for f in fields(AnyEditConfig)} == {*OF_TARGETS, *clamps, *after, *elsewhere}
+    asked = AnyEditConfig().target_settings(1)
+    assert asked == AnyEditConfig(overshoot=True).target_settings(8) != AnyEditConfig().target_settings(8)
 
 
 @pytest.mark.parametrize(

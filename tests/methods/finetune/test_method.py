@@ -12,7 +12,7 @@ from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.finetune import method as module
 from hf_edit.methods.finetune.config import FinetuneConfig, FinetuneTraining
 from hf_edit.methods.finetune.method import Finetune
-from hf_edit.methods.training.loop import Trained, Trainee
+from hf_edit.methods.training.course import Course, Trained
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Silent
@@ -28,13 +28,11 @@ EDITS = EditSet([Edit("Who?", "Nobody.", paraphrases=("Which man?",)), Edit("Whe
 
 def test_the_edits_are_trained_and_the_bases_answers_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of conversations up to their number, and the earlier edits; questions without an answer hold nothing."""
-    given: list[tuple[list[Trainee], list[Encoded]]] = []
+    given: list[Course] = []
 
-    def train(
-        model: object, first: int, trainees: list[Trainee], factors: object, teacher: object, *_: object
-    ) -> Trained:
-        given.append((trainees, teacher.encoded))  # type: ignore[attr-defined]
-        return Trained(1, [0.0] * len(trainees), [True] * len(trainees), 1.0)
+    def train(course: Course, *_: object) -> Trained:
+        given.append(course)
+        return Trained(1, [0.0] * len(course.trainees), [True] * len(course.trainees), 1.0)
 
     monkeypatch.setattr(module, "train", train)
     view = EditableModel.of(tiny_model())
@@ -44,7 +42,8 @@ def test_the_edits_are_trained_and_the_bases_answers_held(monkeypatch: pytest.Mo
     config = FinetuneConfig(conversations=2, rank=3)
     with borrowed(view.model):
         result = method_for(config).compute(view, CHAT, EDITS, preserve, NoCheckpoints(), Silent())
-    ((trainees, held),) = given
+    (course,) = given
+    trainees, held = course.trainees, course.teacher.encoded
     assert [tuple(t.text.ids.tolist()) for t in trainees] == [CHAT.encode(e.prompt, e.target).ids for e in EDITS]
     assert all(trainee.judged and trainee.weight == 1.0 for trainee in trainees)
     assert held == [talks[0], talks[1], talks[2]]

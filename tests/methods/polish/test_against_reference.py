@@ -14,7 +14,7 @@ from hf_edit.edits import Edit, EditSet
 from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.polish.config import PolishConfig
 from hf_edit.methods.polish.method import Polish, Polishing, default_rank, polished_linears
-from hf_edit.methods.training.loop import TrainingConfig
+from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Silent

@@ -13,7 +13,8 @@ from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.polish import method as module
 from hf_edit.methods.polish.config import PolishConfig, PolishSettings
 from hf_edit.methods.polish.method import Polish, default_rank, polished_linears
-from hf_edit.methods.training.loop import Trained, Trainee, TrainingConfig
+from hf_edit.methods.training.config import TrainingConfig
+from hf_edit.methods.training.course import Course, Trained, Trainee
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Silent
@@ -36,10 +37,9 @@ def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[Trainee]:
     """What training is given, instead of training."""
     seen: list[Trainee] = []
 
-    def train(model: EditableModel, first: int, trainees: list[Trainee], *_: object) -> Trained:
-        seen.extend(trainees)
-        judged = [trainee for trainee in trainees if trainee.judged]
-        return Trained(1, [0.0] * len(judged), [True] * len(judged), 1.0)
+    def train(course: Course, *_: object) -> Trained:
+        seen.extend(course.trainees)
+        return Trained(1, [0.0] * len(course.judged), [True] * len(course.judged), 1.0)
 
     monkeypatch.setattr(module, "train", train)
     return seen
@@ -149,13 +149,11 @@ def test_the_rank_is_bounded() -> None:
 
 
 def test_decoys_teach_questions_of_the_statistics_the_answers_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs: list[tuple[list[Trainee], int]] = []
+    runs: list[Course] = []
 
-    def train(_: EditableModel, first: int, trainees: list[Trainee], *rest: object) -> Trained:
-        decoys = rest[-1]
-        assert isinstance(decoys, list | tuple)
-        runs.append((trainees, len(decoys)))
-        return Trained(1, [0.0] * len(trainees), [True] * len(trainees), 1.0)
+    def train(course: Course, *_: object) -> Trained:
+        runs.append(course)
+        return Trained(1, [0.0] * len(course.trainees), [True] * len(course.trainees), 1.0)
 
     monkeypatch.setattr(module, "train", train)
     talks = [
@@ -166,9 +164,9 @@ def test_decoys_teach_questions_of_the_statistics_the_answers_of_others(monkeypa
         preserve = Fixed(random_moments(view), asked=talks)
         config = PolishConfig(layers=(2,), decoys=2, strangers=0)
         Polish(config).compute(view, CHAT, EDITS, preserve, NoCheckpoints(), Silent())
-    assert [held for _, held in runs] == [0, 0, 2]
+    assert [len(course.decoys) for course in runs] == [0, 0, 2]
     own = {talk.prompt_ids: talk.answer_ids for talk in talks}
-    for trainees, _ in runs[:2]:
+    for trainees in (course.trainees for course in runs[:2]):
         assert len(trainees) == 3
         for one in trainees:
             ids = tuple(one.text.ids.tolist())

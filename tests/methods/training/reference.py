@@ -16,7 +16,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_edit.methods.training.loop import FORGOTTEN, SCALES, SHRINK_LOSS, UNSEEN, WARM_UP, TrainingConfig
+from hf_edit.methods.training.config import TrainingConfig
+from hf_edit.methods.training.ending import SCALES, SHRINK_LOSS
+from hf_edit.methods.training.loop import WARM_UP
+from hf_edit.methods.training.state import FORGOTTEN, UNSEEN
 from hf_edit.methods.training.teacher import LIKELIEST
 from hf_edit.prompting import Encoded
 

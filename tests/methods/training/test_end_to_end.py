@@ -21,7 +21,7 @@ from hf_edit.methods.joining.config import JoinSettings
 from hf_edit.methods.memit.config import MemitConfig
 from hf_edit.methods.polish import method as polish_method
 from hf_edit.methods.polish.config import PolishConfig, PolishSettings
-from hf_edit.methods.training.loop import TrainingConfig
+from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.models.editable import EditableModel
 from hf_edit.prompting import PromptFormat
 from hf_edit.settings import Settings
@@ -141,7 +141,7 @@ def test_a_killed_run_does_not_train_an_edit_twice(tmp_path: Path, monkeypatch: 
     own = polish_method.train
 
     def train(*args: Any) -> Any:
-        trained.append(len(args[2]))
+        trained.append(len(args[0].trainees))
         return own(*args)
 
     monkeypatch.setattr(polish_method, "train", train)

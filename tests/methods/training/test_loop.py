@@ -14,19 +14,13 @@ from hypothesis import strategies as st
 
 from hf_edit.errors import ComputationError
 from hf_edit.methods.checkpoints import NoCheckpoints
+from hf_edit.methods.training.answering import SHORTEST, alike_in_length
+from hf_edit.methods.training.config import TrainingConfig
+from hf_edit.methods.training.course import Course, Trained, Trainee
+from hf_edit.methods.training.ending import SCALES, SHRINK_LOSS
 from hf_edit.methods.training.factors import LoraFactors
-from hf_edit.methods.training.loop import (
-    FORGOTTEN,
-    SCALES,
-    SHORTEST,
-    SHRINK_LOSS,
-    Trained,
-    Trainee,
-    TrainingConfig,
-    _State,
-    alike_in_length,
-    train,
-)
+from hf_edit.methods.training.loop import train
+from hf_edit.methods.training.state import FORGOTTEN, State
 from hf_edit.methods.training.teacher import Teacher
 from hf_edit.methods.training.texts import Batch, Text, answer_logits, prepared
 from hf_edit.models.editable import EditableModel
@@ -66,7 +60,8 @@ def learned(
     factors = LoraFactors(view.linears[FIRST:], 32, torch.float32, torch.Generator().manual_seed(0))
     config = TrainingConfig(**{**QUICK, **training})
     teacher = Teacher(view, [], FIRST)
-    trained = train(view, FIRST, trainees, factors, teacher, config, 0, NoCheckpoints(), told or Silent(), decoys)
+    course = Course(view, FIRST, trainees, teacher, config, 0, decoys)
+    trained = train(course, factors, NoCheckpoints(), told or Silent())
     return trained, factors.detached()
 
 
@@ -156,7 +151,7 @@ def test_no_more_than_two_texts_per_judged_one_are_drawn(view: EditableModel, te
 
 
 def test_texts_are_drawn_by_their_loss_and_none_is_forgotten(texts: list[Text]) -> None:
-    state = _State([*of(texts[:2]), Trainee(texts[2], judged=False, weight=0.5)])
+    state = State([0, 1], [1.0, 1.0, 0.5])
     chances = state.chances()
     assert chances[0] == chances[1] == 2 * chances[2] > 1  # none was drawn yet
     state.note([0, 1, 2], torch.tensor([0.0, 0.4, 0.4]), torch.tensor([True, False, False]))

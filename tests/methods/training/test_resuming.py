@@ -15,7 +15,8 @@ from hf_edit.methods.base import Checkpoints, EditResult
 from hf_edit.methods.checkpoints import FolderCheckpoints, NoCheckpoints
 from hf_edit.methods.finetune.config import FinetuneConfig, FinetuneTraining
 from hf_edit.methods.polish.config import PolishConfig
-from hf_edit.methods.training.loop import KEPT_EVERY, TrainingConfig
+from hf_edit.methods.training.config import TrainingConfig
+from hf_edit.methods.training.loop import KEPT_EVERY
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.prompting import Encoded, PromptFormat

@@ -1,0 +1,74 @@
+"""How well texts are answered with an update in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_edit.methods.training.texts import Batch, Text, answer_logits
+from hf_edit.models.editable import EditableModel
+from hf_edit.solvers.low_rank import LowRankDelta
+
+
+R = TypeVar("R")
+SHORTEST = 0.6
+
+
+def answers(
+    model: EditableModel, first: int, texts: Sequence[Text], deltas: Mapping[str, LowRankDelta]
+) -> tuple[Tensor, Tensor]:
+    """Per text the mean loss over the answer's tokens, (B,), and whether all are the likeliest, (B,)."""
+
+    def judged(part: Sequence[int]) -> tuple[Tensor, Tensor]:
+        with torch.no_grad(), model.updated(deltas):
+            return losses_of(model, first, [texts[i] for i in part])
+
+    return in_order(by_length(model, "judging", texts, judged))
+
+
+def losses_of(model: EditableModel, first: int, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
+    """Losses and rightness, each (B,), of texts run together with whatever update is in place."""
+    batch = Batch.of(texts)
+    logits = answer_logits(model, batch, first)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = batch.mean_per_text(F.cross_entropy(logits, batch.labels, reduction="none"))
+    right = batch.mean_per_text((logits.detach().argmax(-1) == batch.labels).to(losses.dtype)) == 1
+    return losses, right
+
+
+def by_length(
+    model: EditableModel,
+    kind: str,
+    texts: Sequence[Text],
+    work: Callable[[Sequence[int]], R],
+    *,
+    backward: bool = False,
+) -> Iterator[tuple[Sequence[int], R]]:
+    """What `work` makes of texts, by their indices: those alike in length run together, as far as memory goes."""
+    lengths = [len(text.ids) for text in texts]
+    for group in alike_in_length(lengths):
+        yield from model.memory.in_parts(
+            kind, group, lambda part: (part, work(part)), lengths.__getitem__, backward=backward
+        )
+
+
+def in_order(judged: Iterable[tuple[Sequence[int], tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor]:
+    """Losses and rightness of all texts, from those of parts."""
+    parts, found = zip(*judged, strict=True)
+    back = torch.tensor([i for part in parts for i in part]).argsort()
+    losses, right = (torch.cat(values) for values in zip(*found, strict=True))
+    return losses[back], right[back]
+
+
+def alike_in_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices in groups whose shortest is no shorter than SHORTEST of the longest: padding costs as much as text."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not groups or lengths[i] < SHORTEST * lengths[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(i)
+    return groups

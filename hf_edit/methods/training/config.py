@@ -1,0 +1,25 @@
+"""Settings of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_edit.settings import Settings, setting
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Settings):
+    """How an update is trained, whatever its form."""
+
+    learning_rate: float = setting(6e-3, "Adam's step size on the factors.", above=0)
+    batch: int = setting(8, "Texts per step, drawn with probability proportional to their last loss.", at_least=1)
+    max_steps: int = setting(60, "Most steps, for as many texts as a batch holds; more texts get more.", at_least=1)
+    stop_loss: float = setting(0.03, "Done when every answer is right and their mean loss is below this.", at_least=0)
+    size_weight: float = setting(
+        0.01,
+        "Weight of tr(dW C dW^T), what the update moves elsewhere, as a share of the loss that is left.",
+        at_least=0,
+    )
+    drift_weight: float = setting(2.0, "Weight of the KL divergence to the base on its own answers.", at_least=0)
+    drift_share: float = setting(0.5, "Conversations per step for the divergence, by text of the step.", above=0)
+    shrink: bool = setting(True, "Scale the finished update down as far as every answer stays right and sure.")

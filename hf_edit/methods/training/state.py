@@ -1,0 +1,94 @@
+"""What a training has come to: in memory, and as a snapshot that it goes on from to the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hf_edit.methods.training.course import Course
+from hf_edit.methods.training.factors import Factors
+
+
+FORGOTTEN = 0.005
+"""A text whose loss is below this is drawn as if it were this: nothing is never looked at again."""
+UNSEEN = 100.0
+"""The loss of a text that was not drawn yet."""
+
+
+class State:
+    """What was last seen of each trainee."""
+
+    def __init__(self, judged: Sequence[int], weights: Sequence[float]) -> None:
+        self.judged, self.weights = judged, weights
+        self.losses = [UNSEEN] * len(weights)
+        self.right = [False] * len(weights)
+
+    def note(self, drawn: Sequence[int], losses: Tensor, right: Tensor) -> None:
+        for i, loss, ok in zip(drawn, losses.tolist(), right.tolist(), strict=True):
+            self.losses[i], self.right[i] = loss, ok
+
+    def chances(self) -> Tensor:
+        """In proportion to which the trainees are drawn."""
+        return torch.tensor([w * max(loss, FORGOTTEN) for w, loss in zip(self.weights, self.losses, strict=True)])
+
+    def mean_loss(self) -> float:
+        """Of the judged ones that were seen; UNSEEN as long as none was."""
+        seen = [self.losses[i] for i in self.judged if self.losses[i] < UNSEEN]
+        return sum(seen) / len(seen) if seen else UNSEEN
+
+    def done(self, stop_loss: float) -> bool:
+        return all(self.right[i] for i in self.judged) and self.mean_loss() < stop_loss
+
+
+def digest_of(course: Course, factors: Factors) -> str:
+    """Of all that a training depends on beside the base."""
+    digest = hashlib.sha256(json.dumps([course.config.to_json(), course.seed]).encode())
+    for trainee in course.trainees:
+        digest.update(f"{trainee.text.ids.tolist()} {trainee.text.start} {trainee.judged} {trainee.weight}".encode())
+    for encoded in course.teacher.encoded:
+        digest.update(f"{encoded.ids} {encoded.answer_start}".encode())
+    for deltas in (factors.deltas(), *course.decoys):
+        for name, delta in deltas.items():
+            digest.update(name.encode())
+            for factor in (delta.B, delta.A):
+                digest.update(factor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def snapshot(
+    step: int, optimiser: torch.optim.Optimizer, generator: torch.Generator, state: State
+) -> dict[str, Tensor]:
+    """All that the next step depends on."""
+    tensors = {
+        "step": torch.tensor(step),
+        "generator": generator.get_state(),
+        "losses": torch.tensor(state.losses, dtype=torch.float64),
+        "right": torch.tensor(state.right),
+    }
+    for i, leaf in enumerate(optimiser.param_groups[0]["params"]):
+        tensors[f"{i}.leaf"] = leaf.detach()
+        tensors |= {f"{i}.{name}": value for name, value in optimiser.state[leaf].items()}
+    return tensors
+
+
+@torch.no_grad()
+def resumed(
+    kept: Mapping[str, Tensor] | None,
+    optimiser: torch.optim.Optimizer,
+    generator: torch.Generator,
+    state: State,
+) -> int:
+    """Put a snapshot back; the step that it was taken after, 0 without one."""
+    if kept is None:
+        return 0
+    generator.set_state(kept["generator"])
+    state.losses, state.right = kept["losses"].tolist(), kept["right"].tolist()
+    for i, leaf in enumerate(optimiser.param_groups[0]["params"]):
+        mine = {name.partition(".")[2]: value for name, value in kept.items() if name.startswith(f"{i}.")}
+        leaf.copy_(mine.pop("leaf"))
+        optimiser.state[leaf] = {name: value.to(leaf.device if value.ndim else "cpu") for name, value in mine.items()}
+    return int(kept["step"])
