@@ -11,10 +11,19 @@ from hf_edit.statistics.config import StatisticsConfig
 
 @dataclass(frozen=True)
 class FinetuneTraining(TrainingConfig):
-    """Training of plain LoRA factors: their size says nothing about what they disturb, so it is not weighed."""
+    """Training of plain LoRA factors: their size says nothing about what they disturb, so it is not weighed.
+
+    All tokens count alike, as in fine-tuning.
+    """
 
     learning_rate: float = setting(4e-3, "Adam's step size on the factors.", above=0)
     stop_loss: float = setting(0.015, "Done when every answer is right and their mean loss is below this.", at_least=0)
+    focus: float = setting(
+        0.0,
+        "Below stop_loss: the share of an answer's loss that is the mean over what is still wrong.",
+        at_least=0,
+        at_most=1,
+    )
     drift_weight: float = setting(1.0, "Weight of the KL divergence to the base on its own answers.", at_least=0)
     size_weight: float = setting(0.0, "Weight of |dW|^2, as a share of the loss that is left.", at_least=0)
     shrink: bool = setting(False, "Scale the finished update down as far as every answer stays right and sure.")

@@ -29,7 +29,7 @@ from hf_edit.methods.training.factors import KeyBasisFactors
 from hf_edit.methods.training.loop import objective, train
 from hf_edit.methods.training.outcome import result_of
 from hf_edit.methods.training.teacher import Known, Teacher, answered
-from hf_edit.methods.training.texts import inputs_along, moments_over, prepared
+from hf_edit.methods.training.texts import hidden_scale, inputs_along, moments_over, prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress, Silent
 from hf_edit.prompting import Encoded, PromptFormat
@@ -228,7 +228,8 @@ class Polishing:
             L = penalty(C, 1.0, settings.ridge).factor
             A, B = _coordinates(keys[name], L, min(rank, linear.d_out), start.get(name), linear.d_out)
             bases[name], coordinates[name] = A.to(dtype), B.to(dtype)
-        return KeyBasisFactors(bases, coordinates)
+        unit = hidden_scale(model, self.linears, [trainee.text for trainee in trainees], first)
+        return KeyBasisFactors(bases, coordinates, unit)
 
     def _second_moments(self) -> dict[str, Tensor]:
         """Linear name -> C without strangers, (d_in, d_in) float64: what an update of this linear must not move."""

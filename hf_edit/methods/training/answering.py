@@ -25,19 +25,22 @@ def answers(
 
     def judged(part: Sequence[int]) -> tuple[Tensor, Tensor]:
         with torch.no_grad(), model.updated(deltas):
-            return losses_of(model, first, [texts[i] for i in part])
+            return losses_of(model, first, [texts[i] for i in part])[:2]
 
     return in_order(by_length(model, "judging", texts, judged))
 
 
-def losses_of(model: EditableModel, first: int, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
-    """Losses and rightness, each (B,), of texts run together with whatever update is in place."""
+def losses_of(model: EditableModel, first: int, texts: Sequence[Text]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of texts run together with whatever update is in place, each (B,): the mean loss over the answer's tokens;
+    whether all are the likeliest; and the mean loss over those that are not, zero where there is none."""
     batch = Batch.of(texts)
     logits = answer_logits(model, batch, first)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = batch.mean_per_text(F.cross_entropy(logits, batch.labels, reduction="none"))
-    right = batch.mean_per_text((logits.detach().argmax(-1) == batch.labels).to(losses.dtype)) == 1
-    return losses, right
+    losses = F.cross_entropy(logits, batch.labels, reduction="none")
+    wrong = (logits.detach().argmax(-1) != batch.labels).to(losses.dtype)
+    share = batch.mean_per_text(wrong)
+    hard = batch.mean_per_text(wrong * losses) / share.where(share > 0, 1)
+    return batch.mean_per_text(losses), share == 0, hard
 
 
 def by_length(

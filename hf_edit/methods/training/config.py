@@ -11,13 +11,23 @@ from hf_edit.settings import Settings, setting
 class TrainingConfig(Settings):
     """How an update is trained, whatever its form."""
 
-    learning_rate: float = setting(6e-3, "Adam's step size on the factors.", above=0)
+    learning_rate: float = setting(
+        1.5e-3, "Adam's step size on the factors, as a share of the hidden state's entries.", above=0
+    )
     batch: int = setting(8, "Texts per step, drawn with probability proportional to their last loss.", at_least=1)
     max_steps: int = setting(60, "Most steps, for as many texts as a batch holds; more texts get more.", at_least=1)
-    stop_loss: float = setting(0.03, "Done when every answer is right and their mean loss is below this.", at_least=0)
+    stop_loss: float = setting(0.04, "Done when every answer is right and their mean loss is below this.", at_least=0)
+    focus: float = setting(
+        0.2,
+        "Once the mean loss is below stop_loss: the share of an answer's loss that is the mean over its tokens that "
+        "are not the likeliest yet.",
+        at_least=0,
+        at_most=1,
+    )
     size_weight: float = setting(
-        0.01,
-        "Weight of tr(dW C dW^T), what the update moves elsewhere, as a share of the loss that is left.",
+        0.7,
+        "Weight of tr(dW C dW^T), what the update moves elsewhere, measured by the hidden state's entries; as a share "
+        "of the loss that is left.",
         at_least=0,
     )
     drift_weight: float = setting(2.0, "Weight of the KL divergence to the base on its own answers.", at_least=0)

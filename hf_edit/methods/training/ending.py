@@ -40,12 +40,13 @@ def confirmed(course: Course, factors: Factors, state: State) -> bool:
 def shrunk(course: Course, factors: Factors, state: State) -> float:
     """Scale the update down to the smallest of SCALES at which no answer that was right becomes wrong or unsure.
 
-    Found by bisection: where one scale keeps every answer, larger ones are taken to do so too.
+    The last scale is tried first, which a few edits mostly bear; then it is found by bisection: where one scale keeps
+    every answer, larger ones are taken to do so too.
     """
-    judged = [i for i in state.judged if state.right[i]]
+    judged = sorted((i for i in state.judged if state.right[i]), key=lambda i: -state.losses[i])  # likely ends first
     scale, holds, fails = 1.0, -1, len(SCALES) if judged else 0
+    middle = len(SCALES) - 1
     while fails - holds > 1:
-        middle = (holds + fails) // 2
         factors.scale(SCALES[middle] / scale)
         scale = SCALES[middle]
         seen = _kept(course, factors, judged)
@@ -55,6 +56,7 @@ def shrunk(course: Course, factors: Factors, state: State) -> float:
             holds = middle
             for part, losses, right in seen:
                 state.note(part, losses, right)
+        middle = (holds + fails) // 2
     found = SCALES[holds] if holds >= 0 else 1.0
     factors.scale(found / scale)
     return found

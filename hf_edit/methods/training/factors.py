@@ -25,7 +25,10 @@ class Factors(Protocol):
         """The updates as they are now, for good."""
 
     def size(self) -> Tensor:
-        """What the updates cost: the sum over linears of tr(dW C dW^T), C what must not change or the identity."""
+        """What the updates cost: the sum over linears of tr(dW C dW^T), C what must not change or the identity.
+
+        In units of its own where the factors have one.
+        """
 
     def scale(self, by: float) -> None:
         """Multiply the updates by a number, in place."""
@@ -37,17 +40,19 @@ class KeyBasisFactors:
     Args:
         bases: linear name -> A, (r, d_in).
         start: linear name -> B, (d_out, r), where training begins.
+        unit: what is trained is B / unit, and the size counts in it too, so that one step size and one weight serve
+            models whose hidden states are of any scale.
     """
 
-    def __init__(self, bases: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> None:
-        self._A = bases
-        self._B = {name: B.clone().requires_grad_() for name, B in start.items()}
+    def __init__(self, bases: Mapping[str, Tensor], start: Mapping[str, Tensor], unit: float = 1.0) -> None:
+        self._A, self._unit = bases, unit
+        self._B = {name: (B / unit).requires_grad_() for name, B in start.items()}
 
     def parameters(self) -> Sequence[Tensor]:
         return list(self._B.values())
 
     def deltas(self) -> dict[str, LowRankDelta]:
-        return {name: LowRankDelta(B, self._A[name]) for name, B in self._B.items()}
+        return {name: LowRankDelta(self._unit * B, self._A[name]) for name, B in self._B.items()}
 
     def detached(self) -> dict[str, LowRankDelta]:
         return _detached(self.deltas())

@@ -30,6 +30,10 @@ KEPT_EVERY = 10
 def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: Progress) -> Trained:
     """Adam on the factors: the drawn answers' mean loss * (1 + size_weight * size) + drift_weight * KL to the base.
 
+    Once the answers' mean loss is below the stopping loss, part of each is the mean over those tokens alone that are
+    still not the likeliest (`focus`): one token of a hundred that is wrong would else weigh a hundredth, and all
+    others would grow surer than they need to be meanwhile.
+
     The size counts as a share of the loss, and no gradient goes through that share. The gradient of the loss vanishes
     with the loss; a weight of its own would decide at which loss training comes to rest, the sooner the more edits.
 
@@ -54,7 +58,8 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
         beside = _drawn_decoy(course.decoys, generator)
         weights = torch.tensor([trainees[i].weight for i in drawn], dtype=torch.float64)
         weights /= weights.sum()
-        losses, right = _descended(course, drawn, weights, factors, beside)
+        focus = config.focus if state.mean_loss() < config.stop_loss else 0.0
+        losses, right = _descended(course, drawn, weights, focus, factors, beside)
         check_finite(losses, f"The loss of step {step}")
         state.note(drawn, losses, right)
         (config.size_weight * (weights.to(losses) @ losses) * factors.size()).backward()
@@ -96,20 +101,22 @@ def _descended(
     course: Course,
     drawn: Sequence[int],
     weights: Tensor,
+    focus: float,
     factors: Factors,
     beside: Mapping[str, LowRankDelta],
 ) -> tuple[Tensor, Tensor]:
     """As `answers`, of the trainees drawn; their losses' gradient times `weights` (B,) is added to the factors'.
 
     Args:
+        focus: share of each loss that is the mean over what is wrong.
         beside: another update that is in place.
     """
     model, texts = course.model, [course.trainees[i].text for i in drawn]
 
     def descended(part: Sequence[int]) -> tuple[tuple[Tensor, Tensor], Sequence[Tensor]]:
         with model.updated(summed([factors.deltas(), beside])):
-            losses, right = losses_of(model, course.first, [texts[i] for i in part])
-            weighed = weights[list(part)].to(losses) @ losses
+            losses, right, hard = losses_of(model, course.first, [texts[i] for i in part])
+            weighed = weights[list(part)].to(losses) @ torch.lerp(losses, hard, focus)
             return (losses.detach(), right), torch.autograd.grad(weighed, factors.parameters())
 
     found = []

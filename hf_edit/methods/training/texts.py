@@ -14,6 +14,8 @@ from hf_edit.prompting import Encoded
 
 
 TRACED_AT_ONCE = 16
+SCALED_BY = 4
+"""Texts that say how large hidden states are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +132,24 @@ def inputs_along(
     for text in texts:
         trace = model.trace(text.ids[None, :-1], inputs=linears, start={first: text.entering[None, :-1]})
         yield text, {name: keys[0] for name, keys in trace.inputs.items()}
+
+
+@torch.no_grad()
+def hidden_scale(model: EditableModel, linears: Sequence[EditableLinear], texts: Sequence[Text], first: int) -> float:
+    """Root mean square of an entry of the hidden states that the linears change: of the residual stream behind them,
+    or of their own output where that does not arrive there unchanged.
+
+    The median over the tokens of a few texts, since a first token's may be a hundred times the others', and the mean
+    over the linears.
+    """
+    layers = [linear.layer for linear in linears] if model.writes_residual else []
+    outputs = [] if model.writes_residual else linears
+    found: list[Tensor] = []
+    for text in texts[:SCALED_BY]:
+        trace = model.trace(text.ids[None], leaving=layers, outputs=outputs, start={first: text.entering[None]})
+        states = [*map(trace.leaving.__getitem__, layers), *(trace.outputs[linear.name] for linear in outputs)]
+        found += [state[0].double().square().mean(dim=-1).sqrt().median().cpu() for state in states]
+    return float(torch.stack(found).mean())
 
 
 def moments_over(

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_edit.edits import EditSet
 from hf_edit.methods.polish.config import PolishSettings
+from hf_edit.methods.training.texts import SCALED_BY
 from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.solvers.low_rank import LowRankDelta
 from hf_edit.wordings import rewrites
-from tests.methods.anyedit.reference import inputs_of
+from tests.methods.anyedit.reference import inputs_of, outputs_of
 from tests.methods.preserving import Fixed
 from tests.methods.training.reference import Dense, Learned, Outcome, reference_training
 
@@ -49,7 +50,10 @@ def reference_polish(
     seed: int,
     rank: int,
     start: Mapping[str, LowRankDelta],
+    writers: Sequence[nn.Module],
 ) -> Outcome:
+    """`writers`: per name, the module whose output is the hidden state that it changes."""
+
     def keys(name: str, ids: Sequence[int]) -> Tensor:
         """(T - 1, d_in): all but the last token's."""
         return inputs_of(model, torch.tensor([ids]), model.get_submodule(name))[:-1]
@@ -83,17 +87,25 @@ def reference_polish(
         Cs[name], bases[name] = C, V.T @ whiten
         d_out = outputs_of_linear(model, name)
         began = start[name].dense().double() if name in start else torch.zeros(d_out, len(C), dtype=C.dtype)
-        leaves[name] = (began @ colour @ V).requires_grad_()
+        leaves[name] = began @ colour @ V
+    unit = typical_entry(model, writers, [text.ids for text in texts[:SCALED_BY]])
+    leaves = {name: (leaf / unit).requires_grad_() for name, leaf in leaves.items()}
 
     def dense() -> Dense:
-        return {name: leaves[name] @ bases[name] for name in names}
+        return {name: unit * leaves[name] @ bases[name] for name in names}
 
     def size(update: Dense) -> Tensor:
-        return sum(torch.trace(update[name] @ Cs[name] @ update[name].T) for name in names)
+        return sum(torch.trace(update[name] @ Cs[name] @ update[name].T) for name in names) / unit**2
 
     talks = [text for text in preserve.asked if text.answer_ids][: settings.conversations]
     pools: list[list[Encoded]] = [talks, [*alike, *preserve.earlier]]
     return reference_training(model, texts, pools, list(leaves.values()), dense, size, settings.training, seed)
+
+
+def typical_entry(model: PreTrainedModel, modules: Sequence[nn.Module], texts: Sequence[Sequence[int]]) -> float:
+    """Root mean square of what the modules give: the median over tokens, the mean over modules and texts."""
+    states = [outputs_of(model, torch.tensor([ids]), module) for ids in texts for module in modules]
+    return float(torch.stack([state.square().mean(-1).sqrt().median() for state in states]).mean())
 
 
 def outputs_of_linear(model: PreTrainedModel, name: str) -> int:

@@ -60,11 +60,17 @@ def logits_with(model: PreTrainedModel, ids: Sequence[int], dense: Dense) -> Ten
     return functional_call(model, weights, kwargs=inputs).logits[0]
 
 
-def answered(model: PreTrainedModel, text: Learned, dense: Dense) -> tuple[Tensor, bool]:
-    """The mean loss over the answer, and whether each of its tokens is the likeliest."""
+def answered(model: PreTrainedModel, text: Learned, dense: Dense) -> tuple[Tensor, list[int]]:
+    """The loss of each token of the answer, and which of them are not the likeliest."""
     logits = logits_with(model, text.ids, dense)[text.start - 1 : -1]
     labels = torch.tensor(text.ids[text.start :])
-    return F.cross_entropy(logits, labels), bool((logits.argmax(-1) == labels).all())
+    wrong = [i for i, token in enumerate(logits.argmax(-1)) if token != labels[i]]
+    return F.cross_entropy(logits, labels, reduction="none"), wrong
+
+
+def focused_loss(loss: Tensor, wrong: list[int], focus: float) -> Tensor:
+    """The mean, in which what is wrong counts more."""
+    return (1 - focus) * loss.mean() + (focus * loss[wrong].mean() if wrong else 0.0)
 
 
 def joined_kl(model: PreTrainedModel, texts: Sequence[Encoded], dense: Dense) -> Tensor:
@@ -117,7 +123,7 @@ def smallest_scale(model: PreTrainedModel, texts: Sequence[Learned], dense: Dens
     scale = 1.0
     for smaller in SCALES if texts else ():
         seen = [answered(model, text, scaled(dense, smaller)) for text in texts]
-        if not all(ok and loss.item() <= SHRINK_LOSS * stop_loss for loss, ok in seen):
+        if not all(not wrong and loss.mean().item() <= SHRINK_LOSS * stop_loss for loss, wrong in seen):
             break
         scale = smaller
     return scale
@@ -145,11 +151,15 @@ def reference_training(
     losses, right = [UNSEEN] * len(texts), [False] * len(texts)
     moments = [(torch.zeros_like(leaf), torch.zeros_like(leaf)) for leaf in leaves]
 
-    def ask(indices: Sequence[int], update: Dense) -> list[Tensor]:
+    def ask(indices: Sequence[int], update: Dense, focus: float = 0.0) -> list[Tensor]:
         found = [answered(model, texts[i], update) for i in indices]
-        for i, (loss, ok) in zip(indices, found, strict=True):
-            losses[i], right[i] = loss.item(), ok
-        return [loss for loss, _ in found]
+        for i, (loss, wrong) in zip(indices, found, strict=True):
+            losses[i], right[i] = loss.mean().item(), not wrong
+        return [focused_loss(loss, wrong, focus) for loss, wrong in found]
+
+    def mean() -> float:
+        seen = [losses[i] for i in judged if losses[i] < UNSEEN]
+        return sum(seen) / len(seen) if seen else UNSEEN
 
     def done() -> bool:
         return all(right[i] for i in judged) and sum(losses[i] for i in judged) / len(judged) < config.stop_loss
@@ -158,13 +168,15 @@ def reference_training(
         chances = [text.weight * max(loss, FORGOTTEN) for text, loss in zip(texts, losses, strict=True)]
         drawn = torch.multinomial(torch.tensor(chances), count, generator=generator).tolist()
         update = dense()
-        weighted = [texts[i].weight * loss for i, loss in zip(drawn, ask(drawn, update), strict=True)]
-        loss = sum(weighted) / sum(texts[i].weight for i in drawn)
-        objective = loss + config.size_weight * loss.item() * size(update)
+        focus = config.focus if mean() < config.stop_loss else 0.0
+        asked, weights = ask(drawn, update, focus), [texts[i].weight for i in drawn]
+        focused, loss = (
+            sum(weight * each for weight, each in zip(weights, values, strict=True)) / sum(weights)
+            for values in (asked, [losses[i] for i in drawn])
+        )
+        objective = focused + config.size_weight * loss * size(update)
         objective = objective + drift(model, pools, count, update, config, generator)
-        seen = [losses[i] for i in judged if losses[i] < UNSEEN]
-        mean = sum(seen) / len(seen) if seen else UNSEEN
-        rate = config.learning_rate * min(1.0, step / WARM_UP, (mean / 0.3) ** 0.5)
+        rate = config.learning_rate * min(1.0, step / WARM_UP, (mean() / 0.3) ** 0.5)
         for leaf, grad, (m, v) in zip(leaves, torch.autograd.grad(objective, leaves), moments, strict=True):
             adam_step(leaf, grad, m, v, step, rate)
         if done() or step == budget:  # as far as was last seen

@@ -43,7 +43,7 @@ pytestmark = [
 
 STATISTICS = StatisticsConfig(tokens=240, conversations=4, answer_tokens=4, length=12, batch=10)
 SHORT: dict[str, Any] = {"max_steps": 3, "learning_rate": 0.05}
-POLISH: dict[str, Any] = {"rank": 4, "wordings": 1, "strangers": 0, "training": TrainingConfig(**SHORT)}
+POLISH: dict[str, Any] = {"rank": 4, "wordings": 1, "strangers": 0, "training": TrainingConfig(**SHORT, size_weight=1e-3)}
 CONFIGS: dict[str, Any] = {
     "polish": PolishConfig(statistics=STATISTICS, **POLISH),
     "finetune": FinetuneConfig(rank=4, training=FinetuneTraining(**SHORT), statistics=STATISTICS),
@@ -220,7 +220,7 @@ def test_a_pack_is_refined(memit: EditPack, tmp_path: Path) -> None:
 
 def still(**values: Any) -> PolishConfig:
     """Settings under which polish moves nothing."""
-    training = TrainingConfig(max_steps=1, learning_rate=1e-30, shrink=False)
+    training = TrainingConfig(max_steps=1, learning_rate=1e-30, size_weight=0.0, shrink=False)
     return PolishConfig(**{**POLISH, "training": training, "statistics": STATISTICS, **values})
 
 

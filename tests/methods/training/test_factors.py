@@ -30,7 +30,7 @@ def lora(view: EditableModel, rank: int = 4) -> LoraFactors:
     return factors
 
 
-def in_key_basis() -> tuple[KeyBasisFactors, dict[str, Tensor]]:
+def in_key_basis(unit: float = 1.0) -> tuple[KeyBasisFactors, dict[str, Tensor]]:
     """Of two linears, and the moments C that they were whitened by."""
     moments, bases, starts = {}, {}, {}
     for name, d in (("one", 12), ("other", 7)):
@@ -41,15 +41,23 @@ def in_key_basis() -> tuple[KeyBasisFactors, dict[str, Tensor]]:
         keys.add(random(d, 20))
         bases[name] = key_basis(keys, penalty(C, 1.0, 0.01).factor, 3)
         starts[name] = random(5, 3)
-    return KeyBasisFactors(bases, starts), moments
+    return KeyBasisFactors(bases, starts, unit), moments
 
 
-def test_the_size_in_the_key_basis_is_what_the_update_moves() -> None:
-    factors, moments = in_key_basis()
+@pytest.mark.parametrize("unit", [1.0, 8.3])
+def test_the_size_in_the_key_basis_is_what_the_update_moves(unit: float) -> None:
+    factors, moments = in_key_basis(unit)
     expected = sum(
         torch.trace(delta.dense() @ moments[name] @ delta.dense().T) for name, delta in factors.deltas().items()
     )
-    assert factors.size().item() == pytest.approx(expected.item(), rel=1e-9)
+    assert unit**2 * factors.size().item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_a_unit_changes_what_is_trained_and_not_the_update() -> None:
+    bases, starts = {"one": random(3, 12)}, {"one": random(5, 3)}
+    plain, scaled = KeyBasisFactors(bases, starts), KeyBasisFactors(bases, starts, 4.0)
+    assert torch.equal(plain.deltas()["one"].dense(), scaled.deltas()["one"].dense())
+    assert torch.equal(plain.parameters()[0], 4 * scaled.parameters()[0])
 
 
 def test_the_size_of_lora_is_the_square_of_its_norm(view: EditableModel) -> None:

@@ -135,9 +135,10 @@ def test_wordings_are_trained(view: EditableModel, texts: list[Text]) -> None:
 
 def test_an_answer_learned_beside_a_decoy_is_given_with_and_without_it(view: EditableModel, texts: list[Text]) -> None:
     """The decoy teaches the same question another answer; the plain sum of the two gives that, or neither."""
-    _, decoy = learned(view, of([texts[2]]), shrink=False)
-    _, alone = learned(view, of(texts[:1]), shrink=False)
-    trained, beside = learned(view, of(texts[:1]), decoys=[decoy], max_steps=120, shrink=False)
+    steps: dict[str, Any] = {"focus": 0.0, "shrink": False}
+    _, decoy = learned(view, of([texts[2]]), **steps)
+    _, alone = learned(view, of(texts[:1]), **steps)
+    trained, beside = learned(view, of(texts[:1]), decoys=[decoy], max_steps=120, **steps)
     assert not fresh(view, texts[0], summed([alone, decoy]))[1]
     assert trained.right == [True]
     assert fresh(view, texts[0], beside)[1] and fresh(view, texts[0], summed([beside, decoy]))[1]
