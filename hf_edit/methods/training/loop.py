@@ -42,8 +42,9 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
     """
     config, trainees = course.config, course.trainees
     generator = torch.Generator().manual_seed(course.seed)
-    optimiser = torch.optim.Adam(factors.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
     state = State(course.judged, course.weights)
+    step_size = config.step_size(len(state.judged))
+    optimiser = torch.optim.Adam(factors.parameters(), lr=step_size, betas=(0.9, 0.99))
     drawn_at_once = min(config.batch, 2 * len(state.judged), len(trainees))
     drift_at_once = max(1, round(config.drift_share * drawn_at_once))
     budget = round(config.max_steps * len(trainees) / drawn_at_once)
@@ -66,7 +67,7 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
         known = course.teacher.drawn(drift_at_once, generator) if config.drift_weight else []
         _held(course, known, factors)
         for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, step / WARM_UP, (state.mean_loss() / SLOW_BELOW) ** 0.5)
+            group["lr"] = step_size * min(1.0, step / WARM_UP, (state.mean_loss() / SLOW_BELOW) ** 0.5)
         optimiser.step()
         progress.step(loss=state.mean_loss())
         if state.done(config.stop_loss) and confirmed(course, factors, state):

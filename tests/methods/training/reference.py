@@ -176,7 +176,7 @@ def reference_training(
         )
         objective = focused + config.size_weight * loss * size(update)
         objective = objective + drift(model, pools, count, update, config, generator)
-        rate = config.learning_rate * min(1.0, step / WARM_UP, (mean() / 0.3) ** 0.5)
+        rate = config.step_size(len(judged)) * min(1.0, step / WARM_UP, (mean() / 0.3) ** 0.5)
         for leaf, grad, (m, v) in zip(leaves, torch.autograd.grad(objective, leaves), moments, strict=True):
             adam_step(leaf, grad, m, v, step, rate)
         if done() or step == budget:  # as far as was last seen

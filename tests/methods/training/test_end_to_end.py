@@ -43,7 +43,12 @@ pytestmark = [
 
 STATISTICS = StatisticsConfig(tokens=240, conversations=4, answer_tokens=4, length=12, batch=10)
 SHORT: dict[str, Any] = {"max_steps": 3, "learning_rate": 0.05}
-POLISH: dict[str, Any] = {"rank": 4, "wordings": 1, "strangers": 0, "training": TrainingConfig(**SHORT, size_weight=1e-3)}
+POLISH: dict[str, Any] = {
+    "rank": 4,
+    "wordings": 1,
+    "strangers": 0,
+    "training": TrainingConfig(**SHORT, size_weight=1e-3),
+}
 CONFIGS: dict[str, Any] = {
     "polish": PolishConfig(statistics=STATISTICS, **POLISH),
     "finetune": FinetuneConfig(rank=4, training=FinetuneTraining(**SHORT), statistics=STATISTICS),

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_edit.methods.training.texts import TRACED_AT_ONCE, Batch, answer_logits, inputs_along, moments_over, prepared
+from hf_edit.methods.training.texts import (
+    TRACED_AT_ONCE,
+    Batch,
+    Text,
+    answer_logits,
+    hidden_scale,
+    inputs_along,
+    moments_over,
+    prepared,
+)
 from hf_edit.models.editable import EditableModel
 from hf_edit.prompting import Encoded
 from tests.methods.anyedit.reference import inputs_of
@@ -79,3 +88,26 @@ def test_inputs_come_with_their_text(view: EditableModel, talks: list[Encoded]) 
     for text, (given, inputs) in zip(texts, inputs_along(view, view.linears[3:], texts, FIRST), strict=True):
         assert given is text
         assert inputs[view.linears[3].name].shape == (len(text.ids) - 1, view.linears[3].d_in)
+
+
+def test_the_scale_of_hidden_states_is_that_of_most_tokens(view: EditableModel, talks: list[Encoded]) -> None:
+    """A first token whose state is a thousand times the others' does not count."""
+    texts = prepared(view, talks[:1], 1)
+    huge = torch.ones(len(talks[0].ids), 1)
+    huge[0] = 1000
+    plain, odd = (
+        hidden_scale(view, view.linears[1:3], [Text(text.ids, text.entering * factor, text.start)], 1)
+        for text in texts
+        for factor in (1, huge)
+    )
+    assert plain / 2 < odd < 2 * plain
+
+
+def test_the_scale_follows_the_hidden_states(view: EditableModel, talks: list[Encoded]) -> None:
+    """Of states that outweigh what the blocks add to them."""
+    (text,) = prepared(view, talks[:1], 1)
+    one, ten = (
+        hidden_scale(view, view.linears[1:3], [Text(text.ids, text.entering * factor, text.start)], 1)
+        for factor in (1000, 10000)
+    )
+    assert ten == pytest.approx(10 * one, rel=0.01)
