@@ -8,14 +8,18 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from hf_edit.evaluation.audit.moments import recipe
 from hf_edit.methods.base import KeyValues
 from hf_edit.methods.joining.asked import tells_all
+from hf_edit.methods.polish.method import rewritten
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.packs.pack import EditPack
-from hf_edit.prompting import PromptFormat
+from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.solvers.key_basis import Keys
 
 
+MOST_WORDINGS = 16
+"""What a stranger's pack may have trained of each edit for its rewrites to be looked at."""
 CONSISTENT = 0.5
 """A source is believed where the pack gives its values, but for this share of their norm: joining loses far less."""
 
@@ -28,7 +32,8 @@ def in_place(view: EditableModel, pack: EditPack) -> AbstractContextManager[None
 def listed_keys(
     view: EditableModel, prompts: PromptFormat, pack: EditPack, linears: Sequence[EditableLinear]
 ) -> tuple[dict[str, Keys], dict[str, Keys]]:
-    """Per linear the keys at which the source asked something, and those of all tokens of the listed edits.
+    """Per linear the keys at which the source asked something, and those of all tokens of the listed edits and of the
+    rewrites of their questions that the pack's settings had trained.
 
     Where several linears are changed, the latter are both as the base has them and as they are with the changes below
     in place, since training starts from the one and joins solve for the other; the former are with them in place.
@@ -48,7 +53,19 @@ def listed_keys(
             places = wanted.positions[wanted.positions < len(keys)].to(keys.device)
             if len(places):
                 asked.setdefault(name, Keys(keys.shape[1])).add(keys[places].T)
+    for text in _reworded(view, prompts, pack):
+        for inputs in _inputs(view, pack, {}, linears, torch.tensor([text.ids[:-1]], device=view.device)):
+            for name, keys in inputs.items():
+                along[name].add(keys.T)
     return asked, along
+
+
+def _reworded(view: EditableModel, prompts: PromptFormat, pack: EditPack) -> list[Encoded]:
+    """The same rewrites as were trained: they follow from the edits and the settings."""
+    settings, _, seed = recipe(pack)
+    count, tokens = (int(settings.get(name, 0)) for name in ("wordings", "wording_tokens"))
+    given = bool(settings.get("train_paraphrases"))
+    return rewritten(prompts, pack.edits, min(count, MOST_WORDINGS), tokens, seed, view.max_length, given)
 
 
 def _inputs(

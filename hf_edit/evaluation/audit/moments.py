@@ -69,7 +69,7 @@ def recipe(pack: EditPack) -> tuple[dict[str, Any], StatisticsConfig, int]:
         joined = len(pack.edits) > 1 and not config.get("together", True)  # settings of old packs know no joining
         settings = config.get("join" if joined else "direct")
     given = settings.items() if isinstance(settings, Mapping) else ()
-    numbers = {name: value for name, value in given if type(value) in (int, float) and 0 <= value <= LARGEST_WEIGHT}
+    numbers = {name: value for name, value in given if isinstance(value, int | float) and 0 <= value <= LARGEST_WEIGHT}
     return numbers, statistics, (pack.manifest.seed or 0) % (1 << 32)
 
 

@@ -23,7 +23,7 @@ class PolishSettings(MomentWeights):
         "Largest rank per block; none: 32 for each edit up to 256 in all, beyond 64 edits 4 for each.",
         at_least=1,
     )
-    wordings: int = setting(0, "Rewrites of each prompt that are trained beside it.", at_least=0)
+    wordings: int = setting(1, "Rewrites of each prompt that are trained beside it.", at_least=0)
     wording_tokens: int = setting(
         24, "Answer tokens trained behind a rewrite; the rest follows from them.", at_least=1
     )

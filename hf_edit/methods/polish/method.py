@@ -264,21 +264,41 @@ def _coordinates(keys: Keys, L: Tensor, rank: int, start: LowRankDelta | None, d
 def _trainees(
     model: EditableModel, prompts: PromptFormat, edits: EditSet, settings: PolishSettings, seed: int, first: int
 ) -> list[Trainee]:
-    """Every edit, then its rewrites, of whose answers only the beginning is trained.
-
-    A rewrite may be longer than the question; one that the model's context does not hold is left out.
-    """
-    asked: list[tuple[Encoded, int | None]] = [(prompts.encode(edit.prompt, edit.target), None) for edit in edits]
-    for edit in edits:
-        given = edit.paraphrases if settings.train_paraphrases else ()
-        count = settings.wordings + len(given)
-        for prompt in rewrites(edit.prompt, count, seed, subject=edit.subject, paraphrases=given):
-            encoded = prompts.encode(prompt, edit.target)
-            length = encoded.answer_start + min(len(encoded.answer_ids), settings.wording_tokens)
-            if model.max_length is None or length <= model.max_length:
-                asked.append((encoded, settings.wording_tokens))
-    texts = prepared(model, [encoded for encoded, _ in asked], first, [limit for _, limit in asked])
+    """Every edit, then its rewrites, of whose answers only the beginning is trained."""
+    own = [prompts.encode(edit.prompt, edit.target) for edit in edits]
+    reworded = rewritten(
+        prompts, edits, settings.wordings, settings.wording_tokens, seed, model.max_length, settings.train_paraphrases
+    )
+    texts = prepared(model, [*own, *reworded], first)
     return [
-        Trainee(text, judged=limit is None, weight=1.0 if limit is None else settings.wording_weight)
-        for text, (_, limit) in zip(texts, asked, strict=True)
+        Trainee(text, judged=place < len(own), weight=1.0 if place < len(own) else settings.wording_weight)
+        for place, text in enumerate(texts)
     ]
+
+
+def rewritten(
+    prompts: PromptFormat,
+    edits: EditSet,
+    count: int,
+    tokens: int,
+    seed: int,
+    longest: int | None,
+    given: bool = False,
+) -> list[Encoded]:
+    """The edits' questions in other words, `count` for each, with the first `tokens` of the answer.
+
+    A rewrite may be longer than the question; one that the model's context of `longest` tokens does not hold is left
+    out.
+
+    Args:
+        given: the paraphrases that come with an edit, too.
+    """
+    found: list[Encoded] = []
+    for edit in edits:
+        known = edit.paraphrases if given else ()
+        for prompt in rewrites(edit.prompt, count + len(known), seed, subject=edit.subject, paraphrases=known):
+            encoded = prompts.encode(prompt, edit.target)
+            ids = encoded.ids[: encoded.answer_start + tokens]
+            if longest is None or len(ids) <= longest:
+                found.append(Encoded(ids, encoded.answer_start))
+    return found

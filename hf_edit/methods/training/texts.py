@@ -84,18 +84,9 @@ class Batch:
         return sums / torch.bincount(self.rows)
 
 
-def prepared(
-    model: EditableModel, encoded: Sequence[Encoded], first: int, longest: Sequence[int | None] | None = None
-) -> list[Text]:
-    """The texts as blocks from `first` on see them.
-
-    Args:
-        longest: per text, keep at most so many tokens of the answer; None: all.
-    """
-    limits = longest or [None] * len(encoded)
-    ids = [
-        e.ids if limit is None else e.ids[: e.answer_start + limit] for e, limit in zip(encoded, limits, strict=True)
-    ]
+def prepared(model: EditableModel, encoded: Sequence[Encoded], first: int) -> list[Text]:
+    """The texts as blocks from `first` on see them."""
+    ids = [one.ids for one in encoded]
 
     def traced(part: Sequence[int]) -> list[Text]:
         rows, _ = model.ids([ids[i] for i in part])

@@ -37,15 +37,6 @@ def test_texts_enter_the_first_edited_block_as_in_a_forward_of_their_own(
         assert torch.allclose(text.entering, alone, atol=1e-5)
 
 
-def test_limits_are_slices(view: EditableModel, talks: list[Encoded]) -> None:
-    limits = [None, 1, 100, 3]
-    whole, cut = prepared(view, talks, FIRST), prepared(view, talks, FIRST, limits)
-    for limit, text, shorter in zip(limits, whole, cut, strict=True):
-        assert shorter.labels.tolist() == text.labels[:limit].tolist()
-        assert shorter.ids.tolist() == text.ids[: len(shorter.ids)].tolist() and shorter.start == text.start
-        assert torch.allclose(shorter.entering, text.entering[: len(shorter.ids)], atol=1e-5)
-
-
 def test_without_texts(view: EditableModel) -> None:
     assert prepared(view, [], FIRST) == []
     assert moments_over(view, view.linears, [], FIRST, answers=False) == {}
