@@ -206,6 +206,15 @@ def test_a_trained_pack_is_honest_and_the_same_with_an_edit_left_out_is_not(
     assert findings
 
 
+def test_trained_rewrites_of_the_questions_are_explained(cached: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = PolishSettings(strangers=2, conversations=4, training=TrainingConfig(max_steps=6), layers=(LAYER,))
+    config = AnyEditConfig(backend="direct", direct=settings, statistics=STATISTICS, format="plain")
+    pack = hf_edit.edit(wide_model(), tiny_tokenizer(), some_edits(8, 7), config)
+    assert unlisted(pack)[1] == []
+    monkeypatch.setattr("hf_edit.evaluation.audit.keys._reworded", lambda *_: [])
+    assert unlisted(pack)[1]
+
+
 def test_a_source_that_the_pack_does_not_follow_explains_nothing(cached: None) -> None:
     settings = PolishSettings(strangers=0, conversations=4, training=TrainingConfig(max_steps=6), layers=(0, LAYER))
     config = AnyEditConfig(backend="direct", direct=settings, together=False, statistics=STATISTICS, format="plain")

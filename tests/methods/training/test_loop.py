@@ -159,6 +159,11 @@ def test_texts_are_drawn_by_their_loss_and_none_is_forgotten(texts: list[Text]) 
     assert torch.allclose(state.chances(), torch.tensor([FORGOTTEN, 0.4, 0.2]))
 
 
+def test_several_edits_take_shorter_steps_than_one() -> None:
+    assert TrainingConfig().step_size(1) > TrainingConfig().step_size(2) == TrainingConfig().step_size(100)
+    assert TrainingConfig(learning_rate=0.5).step_size(1) == TrainingConfig(learning_rate=0.5).step_size(9) == 0.5
+
+
 # ---- shrinking -------------------------------------------------------------------------------------------------
 
 
