@@ -19,7 +19,7 @@ class TrainingConfig(Settings):
     )
     batch: int = setting(8, "Texts per step, drawn with probability proportional to their last loss.", at_least=1)
     max_steps: int = setting(60, "Most steps, for as many texts as a batch holds; more texts get more.", at_least=1)
-    stop_loss: float = setting(0.04, "Done when every answer is right and their mean loss is below this.", at_least=0)
+    stop_loss: float = setting(0.03, "Done when every answer is right and their mean loss is below this.", at_least=0)
     focus: float = setting(
         0.2,
         "Once the mean loss is below stop_loss: the share of an answer's loss that is the mean over its tokens that "
