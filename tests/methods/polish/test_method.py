@@ -153,7 +153,7 @@ def test_decoys_teach_questions_of_the_statistics_the_answers_of_others(monkeypa
 
     def train(course: Course, *_: object) -> Trained:
         runs.append(course)
-        return Trained(1, [0.0] * len(course.trainees), [True] * len(course.trainees), 1.0)
+        return Trained(1, [0.0] * len(course.judged), [True] * len(course.judged), 1.0)
 
     monkeypatch.setattr(module, "train", train)
     talks = [
