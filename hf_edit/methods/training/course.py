@@ -61,6 +61,16 @@ class Course:
         """Indices of the trainees that must be right."""
         return [i for i, trainee in enumerate(self.trainees) if trainee.judged]
 
+    @property
+    def drawn_at_once(self) -> int:
+        """Trainees of one step."""
+        return min(self.config.batch, 2 * len(self.judged), len(self.trainees))
+
+    @property
+    def held_at_once(self) -> int:
+        """Conversations of one step."""
+        return max(1, round(self.config.drift_share * self.drawn_at_once))
+
 
 @dataclass(frozen=True, eq=False)
 class Trained:

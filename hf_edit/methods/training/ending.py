@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from hf_edit.methods.training.answering import answers
 from hf_edit.methods.training.course import Course
 from hf_edit.methods.training.factors import Factors
 from hf_edit.methods.training.state import State
-from hf_edit.solvers.low_rank import summed
+from hf_edit.solvers.low_rank import LowRankDelta, summed
 
 
 SHRINK_LOSS = 2.0
@@ -28,10 +28,9 @@ def confirmed(course: Course, factors: Factors, state: State) -> bool:
     Beside a decoy an answer has to be right, but may be less sure.
     """
     for part in batched(state.judged, course.config.batch):
-        texts = [course.trainees[i].text for i in part]
-        losses, right = answers(course.model, course.first, texts, factors.deltas())
+        losses, right = _asked(course, part, factors.deltas())
         for decoy in course.decoys:
-            right &= answers(course.model, course.first, texts, summed([factors.deltas(), decoy]))[1]
+            right &= _asked(course, part, summed([factors.deltas(), decoy]))[1]
         state.note(part, losses, right)
     return state.done(course.config.stop_loss)
 
@@ -68,9 +67,13 @@ def _kept(
     """Losses and rightness of these answers, by parts; None as soon as one is wrong or unsure."""
     seen: list[tuple[Sequence[int], Tensor, Tensor]] = []
     for part in batched(judged, SHRINK_BATCH):
-        texts = [course.trainees[i].text for i in part]
-        losses, right = answers(course.model, course.first, texts, factors.deltas())
+        losses, right = _asked(course, part, factors.deltas())
         if not right.all() or losses.max() > SHRINK_LOSS * course.config.stop_loss:
             return None
         seen.append((part, losses, right))
     return seen
+
+
+def _asked(course: Course, trainees: Sequence[int], deltas: Mapping[str, LowRankDelta]) -> tuple[Tensor, Tensor]:
+    """Losses and rightness of these trainees, with updates in place."""
+    return answers(course.model, course.first, [course.trainees[i].text for i in trainees], deltas)

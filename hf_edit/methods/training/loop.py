@@ -45,8 +45,7 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
     state = State(course.judged, course.weights)
     step_size = config.step_size(len(state.judged))
     optimiser = torch.optim.Adam(factors.parameters(), lr=step_size, betas=(0.9, 0.99))
-    drawn_at_once = min(config.batch, 2 * len(state.judged), len(trainees))
-    drift_at_once = max(1, round(config.drift_share * drawn_at_once))
+    drawn_at_once = course.drawn_at_once
     budget = round(config.max_steps * len(trainees) / drawn_at_once)
     progress.stage("training", budget)
     key = digest_of(course, factors)
@@ -64,7 +63,7 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
         check_finite(losses, f"The loss of step {step}")
         state.note(drawn, losses, right)
         (config.size_weight * (weights.to(losses) @ losses) * factors.size()).backward()
-        known = course.teacher.drawn(drift_at_once, generator) if config.drift_weight else []
+        known = course.teacher.drawn(course.held_at_once, generator) if config.drift_weight else []
         _held(course, known, factors)
         for group in optimiser.param_groups:
             group["lr"] = step_size * min(1.0, step / WARM_UP, (state.mean_loss() / SLOW_BELOW) ** 0.5)
@@ -89,8 +88,7 @@ def objective(course: Course, factors: Factors) -> float:
     loss = float(weights @ losses.double() / weights.sum()) * (1 + config.size_weight * float(factors.size()))
     if not config.drift_weight:
         return loss
-    count = max(1, round(config.drift_share * min(config.batch, len(course.trainees))))
-    known = course.teacher.drawn(count, torch.Generator().manual_seed(course.seed))
+    known = course.teacher.drawn(course.held_at_once, torch.Generator().manual_seed(course.seed))
     with course.model.updated(factors.deltas()):
         parts = course.model.memory.in_parts(
             "judging", known, partial(_drift, course, known), lambda one: len(one.text.ids)
