@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,10 +29,15 @@ def bench(
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(help="Methods, separated by commas; none, in-context and retrieval are baselines."),
+        typer.Option(
+            help="Methods, or labels of the file, separated by commas; none, in-context and retrieval are baselines."
+        ),
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option(metavar="LAYOUT=FILE", help=f"A data set; layouts: {', '.join(READERS)}.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME | LAYOUT=FILE", help=f"A data set of the file, or another; layouts: {', '.join(READERS)}."
+        ),
     ] = None,
     records: Annotated[str | None, typer.Option(help="Which edits of each data set: ranges as 0:100.")] = None,
     together: Annotated[str | None, typer.Option(help="How many edits one pack teaches, as 1,100.")] = None,
@@ -53,7 +58,8 @@ def bench(
 ) -> None:
     """Measure methods on data sets, with the unedited model and others that only read the facts beside them.
 
-    What is to be measured stands in a file, or in the options, which take precedence over it. A bench that was killed
+    What is to be measured stands in a file, or in the options, which take precedence over it and choose among its rows
+    and data sets by name. A bench that was killed
     goes on where it stopped when the same command is given again. `accelerate launch` shares the cells.
     """
     from hf_edit.bench.config import BenchConfig
@@ -63,8 +69,8 @@ def bench(
 
     values = {} if config is None else read_table(config)
     given = {
-        "methods": _parts(methods),
-        "data": None if data is None else [_data(one) for one in data],
+        "methods": None if methods is None else _methods(_each(methods), values),
+        "data": None if data is None else [_data(one, values) for one in data],
         "seeds": None if seeds is None else _numbers(seeds, "--seeds"),
         "text": text,
     }
@@ -98,11 +104,28 @@ def _overridden(values: dict[str, Any], for_all: dict[str, Any]) -> dict[str, An
     return {**values, "data": [{**one, **given} if isinstance(one, dict) else one for one in data]}
 
 
-def _data(text: str) -> dict[str, Any]:
+def _methods(names: Iterable[str], values: dict[str, Any]) -> list[Any]:
+    """Rows of the file by their labels; what has none is a method."""
+    labelled = {one["label"]: one for one in _tables(values, "methods") if "label" in one}
+    return [labelled.get(name, name) for name in names]
+
+
+def _data(text: str, values: dict[str, Any]) -> dict[str, Any]:
     layout, equals, file = text.partition("=")
-    if not layout or not equals or not file:
-        raise ConfigError(f"--data {text!r} names no file.", "Write --data LAYOUT=FILE, such as zsre=zsre_eval.json.")
-    return {"layout": layout, "file": file}
+    if layout and equals and file:
+        return {"layout": layout, "file": file}
+    named = {one["name"]: one for one in _tables(values, "data") if "name" in one}
+    if text not in named:
+        known = f" The file's own: {', '.join(named)}." if named else ""
+        raise ConfigError(
+            f"--data {text!r} names no file.", f"Write --data LAYOUT=FILE, such as zsre=zsre_eval.json.{known}"
+        )
+    return named[text]
+
+
+def _tables(values: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    found = values.get(key)
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def _parts(text: str | None) -> list[str] | None:

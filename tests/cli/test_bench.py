@@ -53,6 +53,23 @@ def test_options_take_precedence_over_the_file(hf_edit: Command, base: Path, edi
     assert len(json.loads(result.stdout)["edits"]["edits"]["ids"]) == 1
 
 
+def test_rows_and_data_of_the_file_are_chosen_by_name(
+    hf_edit: Command, base: Path, edits: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "bench.toml"
+    file.write_text(
+        'methods = ["none", { method = "retrieval", label = "reads" }, { method = "in-context", label = "told" }]\n'
+        '[evaluate]\nevaluators = ["reliability"]\nformat = "plain"\n'
+        f'[[data]]\nname = "one"\nfile = "{edits}"\nrecords = "0:2"\n'
+        '[[data]]\nname = "two"\nfile = "nowhere.jsonl"\n'
+    )
+    common = ("bench", file, "--model", base, "--out", tmp_path / "out", "--json")
+    result = json.loads(hf_edit(*common, "--data", "one", "--methods", "reads,none").stdout)
+    assert [cell["name"] for cell in result["cells"]] == ["one--reads", "one--none"]
+    assert len(result["edits"]["one"]["ids"]) == 2
+    failed(hf_edit(*common, "--data", "three"), "The file's own: one, two")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
