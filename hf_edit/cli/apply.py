@@ -16,7 +16,6 @@ from hf_edit.cli.methods import method_entry
 from hf_edit.cli.options import Answers, Assignments, Config, Device, Dtype, Json, Memory, Model, Out, Revision, Seed
 from hf_edit.cli.output import folder_size, last_text, print_facts, print_json, print_table, readable_size, shortened
 from hf_edit.cli.progress import Bars
-from hf_edit.errors import PackError
 from hf_edit.evaluation.scores import exact
 from hf_edit.processes import is_first, placed
 
@@ -162,8 +161,10 @@ class Applied:
 
 def check_target(out: Path) -> None:
     """Find out before minutes of computing, not after, that the pack cannot be saved there."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "edit_pack.json").is_file()):
-        raise PackError(f"{out} is there already and is no pack.", "Choose another place, or move it away.")
+    from hf_edit.files.atomic import check_replaceable
+    from hf_edit.packs.contents import MANIFEST, is_pack_file
+
+    check_replaceable(out, MANIFEST, is_pack_file)
 
 
 def compute_pack(
@@ -199,8 +200,8 @@ def compute_pack(
     before = [EditPack.from_pretrained(path) for path in earlier]
 
     def compute(model: Any, tokenizer: Any, **how: Any) -> EditPack:
-        for pack in before:
-            attach(model, pack)
+        for number, pack in enumerate(before):
+            attach(model, pack, f"earlier_{number}")
         return edit(model, tokenizer, edits, config, earlier=before, memory_budget=budget, **how)
 
     return pack_of(
@@ -260,7 +261,7 @@ def pack_of(
         return Applied(pack, out, seconds, None, None, reverted)
     asked = [*pack.edits, *reverted]
     before = edit_answers(model, prompts, asked, drafts=[""] * len(asked))
-    attach(model, pack)
+    attach(model, pack, "new")
     expected = [*(edit.target for edit in pack.edits), *before[len(pack.edits) :]]
     after = edit_answers(model, prompts, asked, drafts=expected)
     return Applied(pack, out, seconds, before, after, reverted)

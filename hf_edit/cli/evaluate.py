@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hf_edit.cli.apply import check_target
 from hf_edit.cli.inputs import READERS, read_settings
 from hf_edit.cli.options import Device, Dtype, Json, Model, Revision, Seed
 from hf_edit.cli.output import print_facts, print_json, print_table
@@ -100,12 +101,13 @@ def _completed(material: Material, file: Path | None, text: Path | None) -> Mate
 
 
 def _check_savable(pack: str | None) -> None:
-    """Find out before minutes of asking, not after, that there is no folder to save into."""
+    """Find out before minutes of asking, not after, that there is no folder that can be saved into."""
     if pack is None or not Path(pack).is_dir():
         raise ConfigError(
             f"{pack or 'No pack'} is no folder that an evaluation could be saved in.",
             "Give the folder of a pack; `hf-edit pull` fetches one from the Hub.",
         )
+    check_target(Path(pack))
 
 
 def _save(pack: EditPack, evaluation: Evaluation, folder: Path) -> None:

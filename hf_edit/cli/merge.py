@@ -43,14 +43,15 @@ def merge(
     from hf_edit.compose.merge_card import merged_card
     from hf_edit.compose.merge_report import merge_report
     from hf_edit.compose.merged import remembered
-    from hf_edit.compose.receipt import FOLDER
+    from hf_edit.compose.receipt import MergeReceipt
     from hf_edit.models.loading import load_model
     from hf_edit.packs.pack import EditPack
 
     given = [EditPack.from_pretrained(pack) for pack in packs]
     base, tokenizer = load_model(model, dtype=dtype, device=device, revision=revision)
     # a base into which packs were merged before is known by the receipt that lies beside it
-    how: Any = {"rounding": rounding, "onto": model if (Path(model) / FOLDER).is_dir() else None}
+    onto = None if Path(model).is_file() else MergeReceipt.beside(model, revision)
+    how: Any = {"rounding": rounding, "onto": onto}
     foreseen = merge_report(base, given, **how).to_json()
     document = {"base": model, "packs": packs, "dtype": str(base.dtype).removeprefix("torch."), **foreseen}
     if out is not None and not report:

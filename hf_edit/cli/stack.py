@@ -52,7 +52,7 @@ def stack(
         how: dict[str, Any] = {"model": loaded, "tokenizer": tokenizer, "progress": progress}
         combining: dict[str, Any] = {
             "mode": mode,
-            "prefer": int(prefer) - 1 if prefer and prefer.isdigit() else prefer,
+            "prefer": int(prefer) - 1 if prefer and prefer.isdecimal() else prefer,
             "config": chosen,
         }
         pack = stacked(given, **combining, **how)

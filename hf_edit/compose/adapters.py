@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 from peft import PeftModel
 from peft.tuners.lora.layer import ParamWrapper
@@ -12,7 +12,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_edit.edits import EditSet
 from hf_edit.errors import ComposeError, UnsupportedModelError
+from hf_edit.packs.manifest import Manifest
+
+
+Taught: TypeAlias = tuple[Manifest, EditSet]
+"""What a pack says of itself, and what it teaches."""
+_TAUGHT = "_hf_edit_taught"
 
 
 def check_host(model: object) -> None:
@@ -27,6 +34,16 @@ def check_host(model: object) -> None:
 def adapter_configs(model: nn.Module) -> dict[str, Any]:
     """Adapter name -> its PEFT configuration; the model's own dictionary where it has one."""
     return getattr(model, "peft_config", {})
+
+
+def note_taught(model: nn.Module, name: str, taught: Taught) -> None:
+    """Remember with an adapter what pack it is of; gone with the adapter."""
+    setattr(adapter_configs(model)[name], _TAUGHT, taught)
+
+
+def taught_by(model: nn.Module, name: str) -> Taught | None:
+    """What pack an adapter is of; None where hf_edit did not attach it."""
+    return getattr(adapter_configs(model)[name], _TAUGHT, None)
 
 
 def adapter_layers(model: nn.Module) -> Iterator[tuple[str, BaseTunerLayer]]:

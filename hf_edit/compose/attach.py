@@ -25,6 +25,7 @@ from hf_edit.compose.adapters import (
     check_host,
     check_unmerged,
     holds,
+    note_taught,
 )
 from hf_edit.compose.structure import Structure
 from hf_edit.errors import ComposeError, HfEditError
@@ -77,6 +78,7 @@ def attach(
             _inject(model, pack, layout, name)
         _fill(model, pack, layout, name)
         _settle(model, name, before, active)
+        note_taught(model, name, (pack.manifest, pack.edits))
     except BaseException as error:
         before.restore()
         if isinstance(error, HfEditError) or not isinstance(error, Exception):

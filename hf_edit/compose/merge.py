@@ -81,8 +81,8 @@ def merge(
         made = Merge(tuple(source.record() for source in plan.sources), rounding, loss)
         receipt = MergeReceipt((made,), weights, backup)
         remember(plan.base, [*plan.receipts, receipt])
-    if advice := advice_on(total, rounding):
-        warnings.warn(advice, HfEditWarning, stacklevel=2)
+        if advice := advice_on(total, rounding):
+            warnings.warn(advice, HfEditWarning, stacklevel=2)  # made an error, it undoes the merge like any other
     return receipt
 
 
@@ -112,7 +112,9 @@ def unmerge(model: Host, receipt: Receipt, *, progress: Progress | None = None) 
             write(weight, receipt.before(name, weight))
             listener.step()
         now = {name: record.before for name, record in receipt.weights.items()}
-        remember(base, still_merged(remembered(base), now))
+        # what rounded away entirely left no weight by which it could be told
+        others = [one for one in remembered(base) if not all(made in receipt.merges for made in one.merges)]
+        remember(base, still_merged(others, now))
 
 
 def _merged(plan: MergePlan, name: str, weight: Tensor, orientation: str) -> tuple[Tensor, MergeLoss]:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_edit.compose.adapters import adapter_configs, adapter_layers, holds
+from hf_edit.compose.adapters import Taught, adapter_configs, adapter_layers, holds, taught_by
 from hf_edit.compose.receipt import MergedPack
 from hf_edit.errors import ComposeError
 from hf_edit.files import strict_json
@@ -40,20 +40,23 @@ class Source:
         deltas: full module name -> its change.
         adapter: the name under which it is attached; None where it is not.
         pack: None where only the adapter is known.
+        taught: of what pack it is; None of an adapter that hf_edit did not attach.
     """
 
     deltas: Mapping[str, LowRankDelta]
     adapter: str | None
     pack: EditPack | None
+    taught: Taught | None
 
     def record(self) -> MergedPack:
         """What the receipt says of it."""
-        if self.pack is None:
+        if self.taught is None:
             return MergedPack(None, self.adapter, (), None)
-        lineage = self.pack.manifest.lineage()
+        manifest, edits = self.taught
+        lineage = manifest.lineage()
         # not of the factors, which differ a little between layouts
-        digest = sha256(strict_json.dumps({**lineage, "receipt": dict(self.pack.manifest.receipt)}))
-        return MergedPack(digest, self.adapter, tuple(edit.to_json() for edit in self.pack.edits), lineage)
+        digest = sha256(strict_json.dumps({**lineage, "receipt": dict(manifest.receipt)}))
+        return MergedPack(digest, self.adapter, tuple(edit.to_json() for edit in edits), lineage)
 
 
 def sources(model: PreTrainedModel | PeftModel, packs: Pack | Sequence[Pack]) -> list[Source]:
@@ -67,9 +70,10 @@ def sources(model: PreTrainedModel | PeftModel, packs: Pack | Sequence[Pack]) ->
     if not named:
         raise ComposeError("There is nothing to merge.", "Name at least one pack.")
     found = [_source(model, pack) for pack in named]
-    for attribute, what in (("adapter", "adapter"), ("pack", "pack")):
-        given = [getattr(source, attribute) for source in found if getattr(source, attribute) is not None]
-        if len({id(one) if isinstance(one, EditPack) else one for one in given}) < len(given):
+    records = [source.record() for source in found]
+    for what, names in (("adapter", [one.adapter for one in records]), ("pack", [one.digest for one in records])):
+        given = [name for name in names if name is not None]
+        if len(set(given)) < len(given):
             raise ComposeError(f"The same {what} is given twice.", "Name each once.")
     return found
 
@@ -82,14 +86,16 @@ def joint_deltas(found: Sequence[Source]) -> dict[str, LowRankDelta]:
 def _source(model: PreTrainedModel | PeftModel, named: Pack) -> Source:
     if isinstance(named, str) and named in adapter_configs(model):
         attached = _attached(model, named)
-        return Source({m: _scaled(delta, scale) for m, (delta, scale) in attached.items()}, named, None)
+        deltas = {module: _scaled(delta, scale) for module, (delta, scale) in attached.items()}
+        return Source(deltas, named, None, taught_by(model, named))
     pack = named if isinstance(named, EditPack) else EditPack.from_pretrained(named)
+    taught = pack.manifest, pack.edits
     for adapter in adapter_configs(model):
         attached = _attached(model, adapter, strict=False)
         if _same(pack.deltas, {module: delta for module, (delta, _) in attached.items()}):
             deltas = {module: _scaled(delta, attached[module][1]) for module, delta in pack.deltas.items()}
-            return Source(deltas, adapter, pack)
-    return Source(pack.deltas, None, pack)
+            return Source(deltas, adapter, pack, taught)
+    return Source(pack.deltas, None, pack, taught)
 
 
 def _attached(model: nn.Module, name: str, strict: bool = True) -> dict[str, tuple[LowRankDelta, float]]:

@@ -24,7 +24,7 @@ from hf_edit.files import strict_json
 from hf_edit.files.atomic import write_directory
 from hf_edit.files.reading import MAX_HEADER_BYTES, MAX_TENSOR_BYTES, PlainFolder, read_tensors, write_tensors
 from hf_edit.models.fingerprint import dtype_name
-from hf_edit.packs.locate import locate
+from hf_edit.packs.locate import found
 from hf_edit.packs.manifest import sha256
 
 
@@ -134,18 +134,32 @@ class MergeReceipt:
         write_directory(Path(folder) / FOLDER, files, marker=_RECEIPT, known=files.__contains__)
 
     @classmethod
-    def load(cls, id_or_path: str | os.PathLike[str]) -> MergeReceipt:
+    def load(cls, id_or_path: str | os.PathLike[str], revision: str | None = None) -> MergeReceipt:
         """Read the receipt beside a model, in a folder or on the Hub; it may have been written by anyone.
+
+        Args:
+            revision: branch, tag or commit on the Hub.
 
         Raises:
             PackError: there is none, it is damaged, or holds what it does not declare.
+            HubError: it could not be fetched.
         """
-        if Path(id_or_path).is_dir() and not (Path(id_or_path) / FOLDER).is_dir():
+        receipt = cls.beside(id_or_path, revision)
+        if receipt is None:
             raise PackError(
                 f"{id_or_path} has no folder {FOLDER}.",
-                "Give the folder of a model that hf_edit merged packs into; without its receipt, load the base anew.",
+                "Give a model that hf_edit merged packs into; without its receipt, load the base anew.",
             )
-        folder, _ = locate(id_or_path, file_names=(_RECEIPT, _BEFORE), subfolder=FOLDER)
+        return receipt
+
+    @classmethod
+    def beside(cls, id_or_path: str | os.PathLike[str], revision: str | None = None) -> MergeReceipt | None:
+        """As `load`, but None where there is no receipt: nothing was merged into the model."""
+        place = found(id_or_path, file_names=(_RECEIPT, _BEFORE), subfolder=FOLDER, revision=revision)
+        return cls._read(place.opened()) if place.path.is_dir() else None
+
+    @classmethod
+    def _read(cls, folder: PlainFolder) -> MergeReceipt:
         body = strict_json.loads(folder.read(_RECEIPT), _RECEIPT)
         digest = body.pop("digest", None)
         version = strict_json.parse(_Version, body, _RECEIPT).format_version

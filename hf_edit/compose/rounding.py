@@ -110,6 +110,8 @@ class Merging:
         B, A = self._delta.B, self._delta.A
         delta = ((B @ (A @ A.T)) * B).sum(dim=1).clamp_min(0)  # (d_out,) |dW_i|^2
         weight = torch.cat([self._weight[rows].cpu().double().square().sum(dim=1) for rows in self._blocks()])
+        if not delta.any():
+            return MergeLoss(float(weight.sum()), 0.0, 0.0, 0.0, 0.0)
         if len(delta) <= _SAMPLED_ROWS:
             return MergeLoss(*self._rows(torch.arange(len(delta)))[1].sum(dim=0).tolist())
         order = torch.argsort(delta / weight.clamp_min(torch.finfo(torch.float64).tiny))

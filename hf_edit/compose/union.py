@@ -16,6 +16,10 @@ from hf_edit.errors import ComposeError, HfEditWarning
 from hf_edit.validation import shown
 
 
+SUFFIX = 9
+"""Characters of what is put behind an id that several edits have."""
+
+
 def left_out(
     sets: Sequence[EditSet], prefer: str | int | None, on_conflict: Literal["warn", "error"]
 ) -> tuple[frozenset[str], ...]:
@@ -42,8 +46,9 @@ def left_out(
 def union(taught: Sequence[Taught]) -> list[Taught]:
     """Each edit once, under ids that no two share.
 
-    Nothing here depends on the order of the packs but the order of the result: an edit that several packs teach is
-    taken from the pack that moves the least for it.
+    Nothing here depends on the order or grouping of the packs but the order of the result: an edit that several packs
+    teach is taken from the pack that moves the least for it, and goes by the id that sorts first. Edits that share an
+    id all get a suffix made of what they teach, and keep it as long as they are stacked with others of that id.
 
     Raises:
         ComposeError: two answers to one prompt.
@@ -58,13 +63,29 @@ def union(taught: Sequence[Taught]) -> list[Taught]:
                 f"{shown(other.edit.target)} and {shown(one.edit.target)}.",
                 "Say which pack goes before with prefer=, or revert one of the two in its pack.",
             )
-        if other is None or one.asked.effort() < other.asked.effort():
+        if other is None or (one.asked.effort(), one.edit.id) < (other.asked.effort(), other.edit.id):
             by_prompt[key] = one
-    times = Counter(one.edit.id for one in by_prompt.values())
-    return [one if times[one.edit.id] == 1 else replace(one, edit=_renamed(one.edit)) for one in by_prompt.values()]
+    times = Counter(_stem(one.edit) for one in by_prompt.values())
+    found = [
+        one if times[_stem(one.edit)] == 1 else replace(one, edit=replace(one.edit, id=_suffixed(one.edit)))
+        for one in by_prompt.values()
+    ]
+    for id, count in Counter(one.edit.id for one in found).items():
+        if count > 1:
+            raise ComposeError(f"The id {id!r} of an edit would be given to another.", "Give the edit another id.")
+    return found
 
 
-def _renamed(edit: Edit) -> Edit:
-    """The edit under an id that follows from its content too."""
+def _suffixed(edit: Edit) -> str:
+    """An id that follows from what the edit teaches too."""
+    return _stem(edit) + _suffix(edit)
+
+
+def _stem(edit: Edit) -> str:
+    """The edit's id without such a suffix."""
+    return edit.id.removesuffix(_suffix(edit))[: MAX_ID_LENGTH - SUFFIX]
+
+
+def _suffix(edit: Edit) -> str:
     content = sha256(f"{prompt_key(edit.prompt)}\n{edit.target}".encode()).hexdigest()
-    return replace(edit, id=f"{edit.id[: MAX_ID_LENGTH - 9]}-{content[:8]}")
+    return f"-{content[: SUFFIX - 1]}"

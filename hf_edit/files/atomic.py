@@ -5,7 +5,8 @@ Where the system or the file system has no such call, the target is first rename
 renames, it is missing until `recover`, which reading and writing call, renames it back.
 
 What a killed process leaves beside the target is `.<name>.<random>.saving` (locked while its writer lives) or
-`.<name>.<random>.replaced`; the next save removes it.
+`.<name>.<random>.replaced`; the next save removes it. Killed before its first file it leaves an empty
+`.<name>.<random>.starting`, which stays.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ try:
 except ImportError:  # Windows: what killed writers leave cannot be told from the folders of living ones, so it stays
     fcntl = None  # type: ignore[assignment]
 
-_SAVING, _REPLACED = ".saving", ".replaced"
+_SAVING, _REPLACED, _UNLOCKED = ".saving", ".replaced", ".starting"
 _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -50,7 +51,7 @@ def write_directory(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         recover(target)
-        _check_replaceable(target, marker, known)
+        check_replaceable(target, marker, known)
         _sweep(target)
         with _temporary(target) as temporary:
             for name, data in files.items():
@@ -89,7 +90,9 @@ def recover(path: str | os.PathLike[str]) -> None:
                 return
 
 
-def _check_replaceable(target: Path, marker: str, known: Callable[[str], bool]) -> None:
+def check_replaceable(path: str | os.PathLike[str], marker: str, known: Callable[[str], bool]) -> None:
+    """Raise a PackError where `write_directory` would, for what is there now; arguments as there."""
+    target = Path(os.path.realpath(path))
     if not target.exists():
         return
     remedy = "Choose another folder, or move what is there away."
@@ -108,13 +111,16 @@ def _check_replaceable(target: Path, marker: str, known: Callable[[str], bool]) 
 def _temporary(target: Path) -> Iterator[Path]:
     """A new folder beside the target, locked; whatever is under its name afterwards is removed."""
     temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}{_SAVING}"
-    temporary.mkdir()
+    unlocked = temporary.with_suffix(_UNLOCKED)  # under this name no other writer sweeps it away
+    unlocked.mkdir()
     try:
-        with _open_folder(temporary) as descriptor:
+        with _open_folder(unlocked) as descriptor:
             _lock(descriptor)
+            os.rename(unlocked, temporary)
             yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in (unlocked, temporary):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
@@ -160,7 +166,7 @@ def _sweep(target: Path) -> None:
 
 def _beside(target: Path, suffix: str) -> list[Path]:
     pattern = re.compile(re.escape(f".{target.name}.") + "[0-9a-f]{16}" + re.escape(suffix))
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         return sorted(Path(entry) for entry in os.scandir(target.parent) if pattern.fullmatch(entry.name))
     return []
 

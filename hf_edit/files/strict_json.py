@@ -6,6 +6,7 @@ The types of frozen dataclasses are the schema: `parse` builds one from JSON and
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
@@ -44,8 +45,8 @@ def loads(data: bytes, name: str) -> dict[str, Any]:
     def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
-            keys = [key for key, _ in pairs]
-            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+            times = Counter(key for key, _ in pairs)
+            raise ValueError(f"the key {next(key for key in times if times[key] > 1)!r} stands twice")
         return result
 
     def no_constant(constant: str) -> NoReturn:

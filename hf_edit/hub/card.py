@@ -6,6 +6,8 @@ stays; so do metadata that hf_edit does not set (licence, language) and tags tha
 
 from __future__ import annotations
 
+from typing import Any
+
 from huggingface_hub import CardData, RepoCard
 
 
@@ -42,10 +44,15 @@ def _parted(text: str) -> tuple[str, str | None, str]:
     return (above, between, below) if begin and end else (text, None, "")
 
 
+def _listed(value: Any) -> list[Any]:
+    """One value, several or none, as YAML allows all three."""
+    return list(value) if isinstance(value, list) else [] if value is None else [value]
+
+
 def _metadata(new: CardData, old: CardData) -> CardData:
     ours, theirs = new.to_dict(), old.to_dict()
     theirs.pop(_MEASURED, None)
-    tags = [*(theirs.get("tags") or ()), *(ours.get("tags") or ())]
+    tags = [tag for tags in (theirs, ours) for tag in _listed(tags.get("tags"))]
     merged = {**theirs, **ours}
     if tags:
         merged["tags"] = list(dict.fromkeys(tags))

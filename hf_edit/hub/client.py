@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,6 +57,11 @@ def is_repo_id(name: str) -> bool:
     except HFValidationError:
         return False
     return True
+
+
+def repo_of(name: str | None) -> str | None:
+    """The repository that a model of this `_name_or_path` is of; a folder's name is nobody else's business."""
+    return name if name and is_repo_id(name) and not os.path.exists(name) else None
 
 
 def attempt(call: Callable[[], T], doing: str) -> T:

@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from hf_edit.errors import UnsupportedModelError
-from hf_edit.hub.client import is_repo_id
+from hf_edit.hub.client import repo_of
 from hf_edit.models.commit import cached_commit
 from hf_edit.models.fingerprint import dtype_name, model_fingerprint, tensor_digests
 from hf_edit.models.orientation import stored_weights, weight_name
@@ -35,7 +35,7 @@ def describe_base(
     }
     config = model.config
     origin = config._name_or_path or None
-    id = origin if origin is not None and is_repo_id(origin) else None
+    id = repo_of(origin)
     base = Base(
         id=id,
         revision=getattr(config, "_commit_hash", None) or (cached_commit(id, weights) if id else None),

@@ -32,6 +32,9 @@ from hf_edit.solvers.support import on_columns, touched_columns
 from hf_edit.sparse.config import COLUMNS, PEFT_TYPE, VALUES
 
 
+MAX_SPARSE_BYTES = 2 << 30
+"""What all columns of a sparse pack may take in memory, as the one-hot rows of portable factors."""
+
 _PREFIX = "base_model.model."
 _ANEW = "The pack is damaged or was not written by hf_edit: get it anew from where it was published."
 
@@ -222,6 +225,8 @@ def read_deltas(manifest: Manifest, tensors: Mapping[str, Tensor]) -> dict[str, 
     for module in manifest.zero_filled or ():
         if any(tensors[key].any() for key in adapter_keys(module)):
             raise PackError(f"The factors of {module}, which the pack does not change, are not zero.", _ANEW)
+    if manifest.layout == "sparse":
+        _check_memory(manifest)
     read = _read_sparse if manifest.layout == "sparse" else _read_factors
     return {module: read(module, manifest, tensors) for module in manifest.modules}
 
@@ -246,6 +251,16 @@ def _read_sparse(module: str, manifest: Manifest, tensors: Mapping[str, Tensor])
     if not torch.isfinite(values).all():
         raise PackError(f"The values of {module} hold NaN or infinity.", _ANEW)
     return canonical(on_columns(values, columns, d_in))
+
+
+def _check_memory(manifest: Manifest) -> None:
+    """Columns are few bytes in a file and rows as long as the matrix in memory: nothing but this bounds them."""
+    size = sum(4 * module.rank * manifest.shape(name)[1] for name, module in manifest.modules.items())
+    if size > MAX_SPARSE_BYTES:
+        raise PackError(
+            f"The pack's columns would take {size >> 20} MiB in memory, more than {MAX_SPARSE_BYTES >> 20}.",
+            "Get it in the layout portable; if you do not know its author, leave it.",
+        )
 
 
 def _stored(manifest: Manifest) -> dict[str, tuple[int, int]]:

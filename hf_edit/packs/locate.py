@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hf_edit.errors import PackError
@@ -36,6 +37,51 @@ def locate(
         PackError: there is no such folder, here or in the repository.
         HubError: the repository or revision is not there, or could not be fetched.
     """
+    place = found(
+        id_or_path,
+        file_names=file_names,
+        revision=revision,
+        subfolder=subfolder,
+        token=token,
+        cache_dir=cache_dir,
+    )
+    if place.origin is not None and not (place.path / MANIFEST).is_file():
+        where = f"folder {subfolder!r} with a pack" if inside(subfolder).parts else "pack"
+        raise PackError(
+            f"The repository {place.origin.repo_id!r} has no {where} at commit {place.origin.commit}.",
+            "Check the name, the revision and the subfolder.",
+        )
+    return place.opened(), place.origin
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a folder of hf_edit's is, or would be: nobody has looked whether it is there.
+
+    Args:
+        within: the folder of the Hub's cache that holds it, if it is of the Hub.
+        origin: the commit that it is of, if it is of the Hub.
+    """
+
+    path: Path
+    within: Path | None = None
+    origin: HubCommit | None = None
+
+    def opened(self) -> PlainFolder:
+        """The folder; PackError where there is none."""
+        return PlainFolder(self.path, within=self.within)
+
+
+def found(
+    id_or_path: str | os.PathLike[str],
+    *,
+    file_names: Iterable[str],
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Place:
+    """As `locate`, without looking whether there is such a subfolder, and what is in it."""
     sub = inside(subfolder)
     local = Path(id_or_path)
     _check_path(local)
@@ -43,7 +89,7 @@ def locate(
         raise _escape(subfolder)
     recover(local / sub)
     if local.is_dir():
-        return PlainFolder(local / sub), None
+        return Place(local / sub)
     if isinstance(id_or_path, os.PathLike) or local.exists():
         raise PackError(f"{id_or_path} is not a folder.", "Give the folder of a pack, or its id on the Hub.")
     if not is_repo_id(id_or_path):
@@ -53,20 +99,15 @@ def locate(
         )
     folder = snapshot(
         id_or_path,
-        [str(sub / name) for name in file_names],
+        # the client warns where nothing matches, which of a subfolder is no mistake
+        [*(str(sub / name) for name in file_names), *(["config.json"] if sub.parts else [])],
         doing=fetching(id_or_path, revision),
         revision=revision,
         token=token,
         cache_dir=cache_dir,
     )
     origin = HubCommit(id_or_path, folder.name, str(sub) if sub.parts else None)
-    if not (folder / sub / MANIFEST).is_file():
-        where = f"folder {subfolder!r} with a pack" if sub.parts else "pack"
-        raise PackError(
-            f"The repository {id_or_path!r} has no {where} at commit {origin.commit}.",
-            "Check the name, the revision and the subfolder.",
-        )
-    return PlainFolder(folder / sub, within=folder.parent.parent), origin
+    return Place(folder / sub, folder.parent.parent, origin)
 
 
 def inside(subfolder: str | None) -> PurePosixPath:

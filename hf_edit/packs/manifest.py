@@ -21,6 +21,8 @@ GENERATIONS = 20
 LAYOUTS = ("portable", "compact", "bf16", "sparse", "all-layers")
 FUSED_LAYOUTS = ("portable", "bf16")
 """Those that can hold a change of fused experts: one rank for all, and whole factors."""
+LONGEST_SIDE = 1 << 24
+"""Of a weight: beyond any model's, and far below where sizes in bytes overflow."""
 
 _NAME = "edit_pack.json"
 _REMEDY = "The file is damaged or was not written by hf_edit: get the pack anew from where it was published."
@@ -192,7 +194,8 @@ def _validate(manifest: Manifest) -> None:
     different = sorted(expected ^ set(base.tensors))
     _require(not different, f"modules and base: tensors disagree on {different[:3]}")
     for name, tensor in base.tensors.items():
-        _require(min(tensor.shape, default=0) >= 1, f"{name} has the shape {list(tensor.shape)}")
+        possible = tensor.shape and min(tensor.shape) >= 1 and max(tensor.shape) <= LONGEST_SIDE
+        _require(bool(possible), f"{name} has the shape {list(tensor.shape)}")
         _require(set(tensor.sha256) == set(DIGEST_DTYPES), f"{name} has digests for {sorted(tensor.sha256)}")
     for name, module in manifest.modules.items():
         shape, axes = manifest.weight(name).shape, 3 if is_fused(module.orientation) else 2
@@ -207,7 +210,8 @@ def _validate(manifest: Manifest) -> None:
     for name, shape in filled.items():
         _require(_MODULE.fullmatch(name) is not None, f"{name!r} is not the name of a module")
         _require(name not in manifest.modules, f"{name} is both changed and filled with zeros")
-        _require(len(shape) == 2 and min(shape) >= 1, f"{name} has the shape {list(shape)}")
+        possible = len(shape) == 2 and min(shape) >= 1 and max(shape) <= LONGEST_SIDE
+        _require(possible, f"{name} has the shape {list(shape)}")
     for name in manifest.files:
         _require(_PLAIN.fullmatch(name) is not None, f"files: {name!r} is not a plain file name")
     digests = [manifest.edits.sha256, *manifest.files.values()]

@@ -140,7 +140,7 @@ def _changes(files: Mapping[str, bytes], at: PurePosixPath, there: Published) ->
             f"{there.repo_id!r} holds a model or adapter that is no edit pack ({foreign[0]}).",
             "Push to another repository or subfolder.",
         )
-    stale = {name for name in present - set(files) if is_pack_file(name)}
+    stale = {name for name in present - set(files) if is_pack_file(name) and name != CARD}  # a card is its owner's
     card = merged_card(files[CARD], there.read(str(at / CARD))) if CARD in files else None
     changes: dict[str, bytes | None] = {**files, **dict.fromkeys(stale)}
     if card is not None:

@@ -19,7 +19,7 @@ from hf_edit.errors import ConfigError, PackError
 from hf_edit.files import strict_json
 from hf_edit.files.reading import PlainFolder
 from hf_edit.packs.contents import CARD, MANIFEST, from_folder
-from hf_edit.packs.listing import check_listing
+from hf_edit.packs.listing import SIGNATURE_ENDING, check_listing
 from hf_edit.packs.manifest import Manifest
 
 
@@ -91,7 +91,7 @@ def sign(path: str | os.PathLike[str], private_key: str | os.PathLike[str], *, p
             private_key=os.fspath(private_key),
             password=None if password is None else password.encode(),  # type: ignore[arg-type]  # its annotation errs
         )
-        config.set_hashing_config(_hashing(linked=False))
+        config.set_hashing_config(_hashing(folder.path))
         with tempfile.TemporaryDirectory(dir=folder.path.parent, prefix=".signing.") as temporary:
             config.sign(folder.path, Path(temporary) / SIGNATURE)
             os.replace(Path(temporary) / SIGNATURE, folder.path / SIGNATURE)
@@ -113,7 +113,7 @@ def verify_signature(folder: PlainFolder, public_key: str | os.PathLike[str]) ->
     verifying = _model_signing().verifying
     with _explained(f"The public key {public_key} cannot be used", ConfigError, _MAKE_A_KEY):
         config = verifying.Config().use_elliptic_key_verifier(public_key=os.fspath(public_key))
-    config.set_hashing_config(_hashing(linked=folder.cached))
+    config.set_hashing_config(_hashing(folder.path, linked=folder.cached))
     remedy = "Do not use the pack, unless you know why: ask its author, and check that the key is the author's."
     with _explained(f"The signature of {folder.path} does not hold", SignatureError, remedy):
         config.verify(folder.path, folder.path / SIGNATURE)
@@ -122,10 +122,11 @@ def verify_signature(folder: PlainFolder, public_key: str | os.PathLike[str]) ->
     return signature
 
 
-def _hashing(linked: bool) -> Any:
+def _hashing(folder: Path, linked: bool = False) -> Any:
     """What is signed; `linked`: the files of a Hub cache are links, which reading has followed already."""
     config = _model_signing().hashing.Config()
-    return config.set_ignored_paths(paths=[CARD, SIGNATURE, ".cache"]).set_allow_symlinks(linked)
+    signatures = {name for name in os.listdir(folder) if name.endswith(SIGNATURE_ENDING)} | {SIGNATURE}
+    return config.set_ignored_paths(paths=[CARD, *sorted(signatures), ".cache"]).set_allow_symlinks(linked)
 
 
 def _model_signing() -> Any:

@@ -65,7 +65,7 @@ def _problem(wanted: KeyValues, shape: tuple[int, int] | None) -> str | None:
         return "is of a module that the pack does not change"
     if positions.dtype != torch.int64 or positions.ndim != 1 or (positions < 0).any():
         return "has positions that are not a list of whole numbers from 0 on"
-    if not values.is_floating_point() or tuple(values.shape) != (len(positions), shape[0]):
+    if values.dtype != torch.float32 or tuple(values.shape) != (len(positions), shape[0]):
         return f"has {values.dtype} values of shape {tuple(values.shape)}, not ({len(positions)}, {shape[0]})"
     if not torch.isfinite(values).all():
         return "has values that are not finite"

@@ -116,7 +116,7 @@ class SparseLinear(nn.Module, BaseTunerLayer):
         weight = self._weight()
         while self.merged_adapters:
             kept = self._replaced.pop(self.merged_adapters.pop())
-            columns, before, after = (part.to(weight.device) for part in kept)
+            columns, before, after = kept[0].to(weight.device), *(part.to(weight) for part in kept[1:])
             now = weight[:, columns]
             weight[:, columns] = torch.where(now == after, before, now - (after - before))
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from hf_edit.errors import ComposeError
 from hf_edit.sparse.config import PREFIX, SparseConfig
 from hf_edit.sparse.layer import SparseLinear
 
@@ -39,3 +44,13 @@ class SparseModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # added beside others, it is not what is trained
         self._replace_module(parent, target_name, layer, target)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
+        """What PEFT runs a forward in; it would not say that `adapter_names` is of no effect."""
+        if kwargs.get("adapter_names") is not None:
+            raise ComposeError(
+                "Sparse adapters are active for a whole batch: adapter_names cannot choose them row by row.",
+                "Use set_adapter, or packs in the layout portable.",
+            )
+        yield

@@ -18,7 +18,7 @@ from typing import Any
 
 from hf_edit.errors import HubError, StatisticsError
 from hf_edit.hub.card import merged_card
-from hf_edit.hub.client import HubCommit, is_repo_id
+from hf_edit.hub.client import HubCommit, repo_of
 from hf_edit.hub.fetch import download, listing
 from hf_edit.hub.push import Changes, Published, push
 from hf_edit.models.editable import EditableModel
@@ -124,9 +124,7 @@ def _name(base: Path, path: Path) -> str:
 
 
 def _base_name(model: EditableModel) -> str | None:
-    """The base's id on the Hub; a folder's name is nobody else's business."""
-    name = model.model.config._name_or_path
-    return name if name and is_repo_id(name) and not os.path.exists(name) else None
+    return repo_of(model.model.config._name_or_path)
 
 
 def _index(data: bytes | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,9 @@ def test_earlier_packs_stay_attached(hf_edit: Command, arguments: list[Any], tmp
     assert [edit["id"] for edit in document["edits"]] == ["stone"]
     assert document["edits"][0]["before"] != alone["edits"][0]["before"]
     assert EditPack.from_pretrained(tmp_path / "later").edits.ids == ("stone",)
+    shutil.copytree(tmp_path / "pack", tmp_path / "again")  # whose first edit has the same id
+    same = ("--earlier", tmp_path / "pack", "--earlier", tmp_path / "again")
+    assert hf_edit(*arguments, "--out", tmp_path / "third", *same).exit_code == 0
     result = hf_edit(*arguments, "--out", tmp_path / "none", "--earlier", tmp_path / "nothing")
     assert result.exit_code == 2 and "fix:" in result.stderr
 
@@ -174,5 +178,5 @@ def test_a_place_that_is_taken_is_found_before_anything_is_computed(
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack" / "thesis.txt").write_text("precious")
     monkeypatch.delattr(api, "edit")
-    failed(hf_edit(*arguments), "is no pack")
+    failed(hf_edit(*arguments), "thesis.txt")
     assert (tmp_path / "pack" / "thesis.txt").read_text() == "precious"

@@ -56,6 +56,14 @@ def test_saved_into_the_pack_and_onto_its_card(hf_edit: Command, base: Path, pac
         assert (mine / name).read_bytes() == (pack / name).read_bytes()
 
 
+def test_a_folder_that_could_not_be_saved_into_is_refused_before_anything_is_asked(
+    hf_edit: Command, base: Path, pack: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pack, tmp_path / "pack")
+    (tmp_path / "pack" / ".cache").mkdir()
+    failed(hf_edit("evaluate", tmp_path / "pack", "--model", tmp_path / "nowhere", "--save"), ".cache")
+
+
 def test_the_model_as_it_is_with_edits_of_a_file(hf_edit: Command, base: Path, tmp_path: Path) -> None:
     edits = tmp_path / "edits.jsonl"
     edits.write_text('{"prompt": "Who?", "target": "Me."}\n{"prompt": "Where?", "target": "Here."}\n')

@@ -234,8 +234,16 @@ def test_an_edit_of_two_packs_is_taken_once(model) -> None:
 def test_an_id_of_two_edits_gets_a_suffix(model) -> None:
     a = make_pack(model, edits=EditSet([Edit(*QUESTIONS[0], id="1")]))
     b = make_pack(model, edits=EditSet([Edit(*QUESTIONS[1], id="1")]))
-    ids = stacked(model, a, b).edits.ids
+    both = stacked(model, a, b)
+    ids = both.edits.ids
     assert len(set(ids)) == 2 and all(id.startswith("1-") for id in ids)
+    c = make_pack(model, edits=EditSet([Edit(*QUESTIONS[2], id="1")]))
+    together = set(stacked(model, a, b, c).edits.ids)
+    assert set(stacked(model, both, c).edits.ids) == set(stacked(model, c, b, a).edits.ids) == together
+    assert set(stacked(model, a, both).edits.ids) == set(stacked(model, both, a).edits.ids) == set(ids)
+    d = make_pack(model, edits=EditSet([Edit(*QUESTIONS[3], id=ids[0])]))
+    with pytest.raises(ComposeError, match="would be given to another"):
+        stacked(model, a, b, d)
 
 
 def test_the_model_and_the_packs_stay_as_they_are(model) -> None:

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_edit.compose.attach import attach, detach
 from hf_edit.compose.merge import merge, unmerge
 from hf_edit.compose.merge_report import merge_report
+from hf_edit.compose.merged import remembered
 from hf_edit.compose.receipt import MergeReceipt
 from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import (
@@ -28,6 +29,7 @@ from hf_edit.errors import (
     ComputationError,
     ConfigError,
     HfEditError,
+    HfEditWarning,
     PackError,
     UnsupportedModelError,
 )
@@ -151,6 +153,32 @@ def test_a_pack_that_is_attached_is_not_added_twice() -> None:
     assert torch.equal(logits(model), logits(plain))
     assert receipt.merges[0].packs[0].adapter == "edit"
     assert [edit["id"] for edit in receipt.merges[0].packs[0].edits] == ["capital", "bridge"]
+
+
+def test_a_pack_merged_by_the_name_of_its_adapter_is_known_again() -> None:
+    model, pack = tiny_model(), make_pack(tiny_model())
+    attach(model, pack, "edit")
+    receipt = merge(model, "edit")
+    assert [edit["id"] for edit in receipt.merges[0].packs[0].edits] == ["capital", "bridge"]
+    with pytest.raises(ComposeError, match="merged into the model already"):
+        merge(model, pack)
+
+
+def test_a_merge_that_rounds_away_is_forgotten_when_it_is_undone() -> None:
+    model = tiny_model(dtype=torch.bfloat16)
+    pack = make_pack(model, deltas=random_deltas(model, (1, 2), size=1e-7))
+    with pytest.warns(HfEditWarning, match="survives rounding"):
+        receipt = merge(model, pack)
+    unmerge(model, receipt)
+    assert "save_pretrained" not in vars(model) and not remembered(model)
+
+
+def test_advice_made_an_error_undoes_the_merge() -> None:
+    model = tiny_model(dtype=torch.bfloat16)
+    before, pack = picture(model), make_pack(model, deltas=random_deltas(model, (1, 2), size=1e-4))
+    with pytest.raises(HfEditWarning, match="survives rounding"):
+        merge(model, pack)
+    assert picture(model) == before
 
 
 def test_an_adapter_is_merged_at_its_strength() -> None:
@@ -401,6 +429,9 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
         merge(model, [])
     with pytest.raises(ComposeError, match="twice"):
         merge(model, [pack, pack])
+    pack.save_pretrained(tmp_path / "pack")
+    with pytest.raises(ComposeError, match="same pack is given twice"):
+        merge(model, [str(tmp_path / "pack"), pack])
     with pytest.raises(PackError, match="none"):
         merge(model, str(tmp_path / "none"))
     with pytest.raises(UnsupportedModelError, match="neither a transformers model"):

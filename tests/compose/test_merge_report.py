@@ -128,3 +128,9 @@ def test_where_too_much_is_lost_it_says_what_to_do() -> None:
     assert merge_report(model, pack, rounding="compensated").advice is None
     with pytest.warns(HfEditWarning, match="keep the pack attached"):
         merge(model, pack)
+
+
+def test_a_module_that_does_not_change_is_no_loss() -> None:
+    zero = LowRankDelta(torch.zeros(700, 2), torch.zeros(2, 320))
+    loss = Merging(torch.randn(700, 320), zero, "nearest").predicted()
+    assert (loss.size, loss.survival, loss.error) == (0.0, 1.0, 0.0)

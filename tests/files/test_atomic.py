@@ -166,3 +166,25 @@ def test_leftovers_of_dead_writers_go_and_those_of_living_stay(tmp_path: Path) -
         assert sorted(os.listdir(tmp_path)) == sorted([living.name, foreign.name, "pack"])
     write(tmp_path / "pack", OLD)
     assert sorted(os.listdir(tmp_path)) == sorted([foreign.name, "pack"])
+
+
+def test_another_writer_does_not_sweep_away_what_is_not_locked_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, locked = atomic._lock, []
+
+    def interrupted(descriptor: int | None) -> bool:
+        if not locked:
+            locked.append(descriptor)
+            write(tmp_path / "pack", OLD)
+        return lock(descriptor)
+
+    monkeypatch.setattr(atomic, "_lock", interrupted)
+    write(tmp_path / "pack", NEW)
+    assert content(tmp_path / "pack") == NEW
+    assert os.listdir(tmp_path) == ["pack"]
+
+
+def test_a_place_behind_a_file_holds_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "me").write_text("a file")
+    recover(tmp_path / "me" / "pack")

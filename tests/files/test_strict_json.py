@@ -96,3 +96,9 @@ def test_brackets_inside_brackets_are_bounded() -> None:
     assert loads(b'{"a": ' + b"[" * inner + b"]" * inner + b"}", "x.json")
     with pytest.raises(PackError, match=f"more than {MAX_DEPTH} brackets"):
         loads(b'{"a": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}", "x.json")
+
+
+def test_a_key_that_stands_twice_among_many_is_found_at_once() -> None:
+    keys = ",".join(f'"{i}": 0' for i in range(200_000))
+    with pytest.raises(PackError, match="'199999' stands twice"):
+        loads(f'{{{keys}, "199999": 0}}'.encode(), "x.json")

@@ -56,3 +56,7 @@ def test_figures_do_not_outlive_their_pack() -> None:
     assert "model-index" not in metadata and metadata["language"] == "en"
     measured = NEW.replace(b"tags:", b"model-index:\n- name: y\n  results: []\ntags:")
     assert parts(merged_card(measured, old))[0]["model-index"] == [{"name": "y", "results": []}]
+
+
+def test_a_single_tag_is_one_tag() -> None:
+    assert parts(merged_card(NEW, b"---\ntags: medical\n---\n"))[0]["tags"] == ["medical", "hf-edit"]

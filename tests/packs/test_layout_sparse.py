@@ -13,11 +13,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_edit.errors import BaseMismatchError, PackError
+from hf_edit.packs.contents import MANIFEST
 from hf_edit.packs.layout import adapter_keys, adapter_tensors, laid_out, read_deltas, sparse_keys
 from hf_edit.packs.manifest import Manifest
 from hf_edit.packs.pack import EditPack
 from hf_edit.packs.siblings import siblings
 from hf_edit.solvers.low_rank import LowRankDelta
+from tests.packs.hostile import in_json, reseal
 from tests.packs.make import dense_logits, logits, make_pack, random_deltas, same_pack, sparse_deltas
 from tests.packs.test_manifest import sealed
 from tests.tiny import FAMILIES, tiny_model
@@ -219,3 +221,17 @@ def test_with_moments_what_the_inputs_see_is_kept() -> None:
 def test_a_rank_below_one_is_refused() -> None:
     with pytest.raises(PackError, match="rank = 0"):
         make_pack(tiny_model()).truncated(0)
+
+
+@pytest.mark.parametrize(("d_in", "said"), [((1 << 31) - 1, "has the shape"), (1 << 24, "MiB in memory")])
+def test_columns_of_a_huge_matrix_are_refused_before_they_fill_the_memory(
+    d_in: int, said: str, tmp_path: Path
+) -> None:
+    model = tiny_model()
+    pack = make_pack(model, deltas=sparse_deltas(model, (32, 32)))
+    pack.save_pretrained(tmp_path / "pack", layout="sparse")
+    name = min(pack.manifest.base.tensors)
+    in_json(MANIFEST, "base", "tensors", name, "shape", 1, value=d_in)(tmp_path / "pack")
+    reseal(tmp_path / "pack")
+    with pytest.raises(PackError, match=said):
+        EditPack.from_pretrained(tmp_path / "pack")

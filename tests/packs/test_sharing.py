@@ -8,9 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import constants
 
+from hf_edit.compose.merge import merge, unmerge
+from hf_edit.compose.receipt import MergeReceipt
 from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import HubError, PackError
 from hf_edit.hub.card import BEGIN
@@ -205,3 +208,39 @@ def test_a_damaged_folder_is_not_published(hub: LoopbackHub, pack: EditPack, tmp
     with pytest.raises(PackError, match="altered"):
         publish_folder(tmp_path / "pack", "me/pack")
     assert not hub.repositories
+
+
+def test_a_merge_is_undone_from_the_hub(hub: LoopbackHub, pack: EditPack, tmp_path: Path) -> None:
+    model = tiny_model()
+    merge(model, pack)
+    model.save_pretrained(tmp_path / "merged")
+    commit = hub.upload("me/merged", tmp_path / "merged")
+    hub.upload("me/base", {"config.json": b"{}"})
+    assert MergeReceipt.beside("me/base") is None
+    with pytest.raises(PackError, match="'?me/base'? has no folder merge_receipt"):
+        MergeReceipt.load("me/base")
+    hub.upload("me/merged", {"merge_receipt/receipt.json": b"{}"})
+    unmerge(model, MergeReceipt.load("me/merged", revision=commit))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), tiny_model().parameters(), strict=True))
+
+
+def test_a_base_from_a_folder_below_is_no_repository(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    model = tiny_model()
+    model.config._name_or_path = "models/base"
+    pack = make_pack(model)
+    assert (pack.manifest.base.id, pack.base_path) == (None, "models/base")
+    with pytest.raises(HubError, match="nobody else has it"):
+        pack.push_to_hub("me/pack")
+
+
+def test_a_folder_without_a_card_leaves_the_owners(hub: LoopbackHub, pack: EditPack, tmp_path: Path) -> None:
+    pack.push_to_hub("me/pack")
+    hub.upload("me/pack", {"README.md": b"My own words."})
+    pack.save_pretrained(tmp_path / "pack")
+    (tmp_path / "pack" / "README.md").unlink()
+    publish_folder(tmp_path / "pack", "me/pack")
+    assert hub.files("me/pack")["README.md"] == b"My own words."

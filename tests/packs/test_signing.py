@@ -218,3 +218,9 @@ def test_without_the_package_the_extra_is_named(
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(ConfigError, match=r"pip install 'hf-edit\[signing\]'"):
         sign(pack, keys[0])
+
+
+def test_another_signature_beside_it_is_nobodys_business(pack: Path, keys: tuple[Path, Path]) -> None:
+    sign(pack, keys[0])
+    (pack / "other.sig").write_text("{}")
+    verify_signature(PlainFolder(pack), keys[1])

@@ -53,6 +53,7 @@ def asked(positions: torch.Tensor, values: torch.Tensor, module: str = "a.b") ->
         (lambda: asked(torch.tensor([1]), torch.zeros(1, 4)), r"shape \(1, 4\), not \(1, 3\)"),
         (lambda: asked(torch.tensor([1, 2]), torch.zeros(1, 3)), r"shape \(1, 3\), not \(2, 3\)"),
         (lambda: asked(torch.tensor([1]), torch.full((1, 3), torch.inf)), "not finite"),
+        (lambda: asked(torch.tensor([1]), torch.zeros(1, 3).to(torch.float8_e4m3fn)), "float8_e4m3fn values"),
     ],
 )
 def test_what_does_not_fit_is_refused(make: Callable[[], EditSource], message: str) -> None:

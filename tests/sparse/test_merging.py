@@ -94,3 +94,13 @@ def test_merging_refuses_what_it_cannot_undo_well() -> None:
         codes.merge()
     with pytest.warns(UserWarning, match="Already unmerged"):
         layer.unmerge()
+
+
+def test_a_layer_that_was_cast_while_it_was_merged_is_unmerged() -> None:
+    layer = SparseLinear(nn.Linear(6, 4), "edit", 3)
+    nn.init.normal_(layer.hf_edit_sparse_values["edit"])
+    before = layer.weight.detach().clone()
+    layer.merge()
+    layer.to(torch.bfloat16)
+    layer.unmerge()
+    assert torch.equal(layer.weight, before.to(torch.bfloat16))

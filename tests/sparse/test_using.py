@@ -16,7 +16,7 @@ from hf_edit.errors import ComposeError
 from hf_edit.packs.pack import EditPack
 from hf_edit.sparse.layer import SparseLinear
 from tests.compose.test_attach import with_user_lora
-from tests.packs.make import dense_logits, logits, make_pack
+from tests.packs.make import IDS, dense_logits, logits, make_pack
 from tests.sparse.make import COUNTS, TOLERANCE, saved
 from tests.tiny import FAMILIES, tiny_model
 
@@ -134,6 +134,8 @@ def test_several_in_a_peft_model(tmp_path: Path) -> None:
     assert (logits(model) - dense_logits(tiny_model(), first.deltas, second.deltas)).abs().max() <= TOLERANCE
     with model.disable_adapter():
         assert torch.equal(logits(model), logits(tiny_model()))
+    with pytest.raises(ComposeError, match="row by row"):
+        model(IDS, adapter_names=["one", "two"])
     model.delete_adapter("one")
     model.set_adapter("two")
     assert (logits(model) - dense_logits(tiny_model(), second.deltas)).abs().max() <= TOLERANCE

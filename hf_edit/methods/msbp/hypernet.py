@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hf_edit.errors import BaseMismatchError, ConfigError, PackError
-from hf_edit.hub.client import HubCommit, is_repo_id
+from hf_edit.hub.client import HubCommit, repo_of
 from hf_edit.hypernets import folder, sharing
 from hf_edit.hypernets.manifest import MANIFEST, Base, Linear, Manifest
 from hf_edit.methods.msbp.config import Preserving
@@ -213,11 +213,11 @@ def restore(sets: Sequence[Transformer], tensors: Mapping[str, Tensor]) -> None:
 
 
 def base_of(model: EditableModel) -> Base:
-    """What a manifest says of a base; a folder's name is nobody else's business."""
+    """What a manifest says of a base."""
     config = model.model.config
-    name = config._name_or_path
-    known = bool(name) and is_repo_id(name) and not os.path.exists(name)
-    return Base(name if known else None, config.model_type, dtype_name(model.dtype), running_fingerprint(model.model))
+    return Base(
+        repo_of(config._name_or_path), config.model_type, dtype_name(model.dtype), running_fingerprint(model.model)
+    )
 
 
 def linears_of(linears: Sequence[EditableLinear]) -> tuple[Linear, ...]:
