@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -109,7 +109,7 @@ class Bench:
             if view.max_length is not None:
                 prompts.check(questions.edits, view.max_length)
             settings = self.config.evaluation(data, self.config.seeds[0])
-            chosen(settings.evaluators, Task.of(questions.edits, questions.material, settings, prompts), edited=True)
+            chosen(settings.evaluators, self._task(data, questions.edits, settings), edited=True)
         for cell in cells:
             self._read(self._path(cell), self._key(cell))
 
@@ -155,7 +155,7 @@ class Bench:
             yield part
 
     def _part(self, cell: Cell, edits: EditSet, number: int, of: int, progress: Progress) -> dict[str, Any]:
-        evaluation = self.config.evaluation(cell.data, cell.seed)
+        evaluation = self._evaluation(cell)
         view, questions = EditableModel.of(self.model), self.questions[cell.data.name]
         with watched(view.device) as peak:
             clock = Clock(progress)
@@ -189,10 +189,10 @@ class Bench:
         progress: Progress,
     ) -> Evaluation:
         told = BASELINES.get(cell.method.method)
-        if pack is None and told is None and config.evaluators is not None:  # nothing to compare with
-            config = replace(
-                config, evaluators=tuple(name for name in config.evaluators if not EVALUATORS[name].compares)
-            )
+        if config.evaluators is not None:
+            task = self._task(cell.data, edits, config)
+            edited = pack is not None or told is not None
+            config = replace(config, evaluators=tuple(_asking(config.evaluators, task, edited)))
         return evaluate(
             self.model,
             self.tokenizer,
@@ -205,6 +205,16 @@ class Bench:
             progress=progress,
         )
 
+    def _evaluation(self, cell: Cell) -> EvaluateConfig:
+        """How a cell is evaluated: where answers are cut off is one for all packs and baselines on the same data."""
+        config = self.config.evaluation(cell.data, cell.seed)
+        edits = self.questions[cell.data.name].edits
+        return replace(config, max_new_tokens=self._task(cell.data, edits, config).max_new_tokens)
+
+    def _task(self, data: Data, edits: EditSet, config: EvaluateConfig) -> Task:
+        prompts = PromptFormat.of(data.format, self.tokenizer)
+        return Task.of(edits, self.questions[data.name].material, config, prompts)
+
     def _path(self, cell: Cell) -> Path:
         return self.folder / "cells" / f"{cell.name}.json"
 
@@ -213,7 +223,7 @@ class Bench:
 
     def _key(self, cell: Cell) -> str:
         """Digest of all that a cell's figures depend on but the libraries, which it names itself."""
-        evaluation = self.config.evaluation(cell.data, cell.seed)
+        evaluation = self._evaluation(cell)
         parts = {
             "hf_edit": __version__,
             "method": cell.method.to_json(),
@@ -236,6 +246,14 @@ class Bench:
                 "Give the bench another folder, or delete that cell to have it measured again.",
             )
         return record
+
+
+def _asking(names: Iterable[str], task: Task, edited: bool) -> Iterator[str]:
+    """Those that have something to ask about these edits: about all of the data each has, about a pack perhaps not."""
+    for name in names:
+        evaluator = EVALUATORS[name]
+        if evaluator.applies(task) and (edited or not evaluator.compares):
+            yield name
 
 
 class Named:

@@ -8,13 +8,15 @@ from hashlib import sha256
 from statistics import fmean
 
 from hf_edit.edits import EditSet
+from hf_edit.evaluation.evaluators import EVALUATORS
 from hf_edit.evaluation.figures import figure
 from hf_edit.evaluation.figures import pooled as pooled_metric
 from hf_edit.packs.evaluation import Evaluation, Figure, Metric
 
 
 SHARED = ("unrelated", "perplexity")
-"""Evaluators that ask every pack the same: of their figures the packs are the records, not the questions."""
+"""Evaluators that ask every pack the same: of their figures the packs are the records, not the questions. Strangers
+that are given are asked alike too; those that the base invents are each pack's own."""
 HARMONIC = {"success.score": ("success.efficacy", "success.paraphrase", "success.neighbourhood")}
 """Metrics that are made of others, record by record."""
 
@@ -29,7 +31,8 @@ def pooled(evaluations: Sequence[Evaluation], edits: EditSet, seed: int) -> Eval
     first = evaluations[0]
     if len(evaluations) == 1:
         return first
-    metrics = [one for metric in first.metrics if (one := _together(metric.name, evaluations, seed)) is not None]
+    given = first.protocol.get("strangers") == "given"
+    metrics = [one for name in _names(evaluations) if (one := _together(name, evaluations, seed, given)) is not None]
     seconds = {key: round(sum(one.seconds[key] for one in evaluations), 2) for key in first.seconds}
     return Evaluation(
         pack=None,
@@ -45,13 +48,25 @@ def pooled(evaluations: Sequence[Evaluation], edits: EditSet, seed: int) -> Eval
     )
 
 
-def _together(name: str, evaluations: Sequence[Evaluation], seed: int) -> Metric | None:
+def _names(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Of all metrics, in the order in which evaluators run: not every pack has something to ask for each."""
+    order = list(EVALUATORS)
+    found = dict.fromkeys(metric.name for one in evaluations for metric in one.metrics)
+    return sorted(found, key=lambda name: order.index(evaluator) if (evaluator := _of(name)) in order else len(order))
+
+
+def _of(name: str) -> str:
+    """The evaluator of a metric."""
+    return name.split(".")[0]
+
+
+def _together(name: str, evaluations: Sequence[Evaluation], seed: int, strangers_given: bool) -> Metric | None:
     parts = [metric for one in evaluations for metric in one.metrics if metric.name == name]
     if name in HARMONIC:
         return _harmonic(name, evaluations, seed)
     if any(not look.values for metric in parts for look in (metric.before, metric.after) if look is not None):
         return None
-    if name.split(".")[0] in SHARED:
+    if _of(name) in SHARED or (_of(name) == "strangers" and strangers_given):
         return replace(parts[0], after=_of_packs([metric.after for metric in parts], parts[0].statistic, seed))
     return pooled_metric(parts, seed)
 
@@ -66,9 +81,13 @@ def _harmonic(name: str, evaluations: Sequence[Evaluation], seed: int) -> Metric
     def of(look: Callable[[Metric], Figure | None]) -> Figure | None:
         rows: list[tuple[float, ...]] = []
         for one in evaluations:
-            columns = [known.values for part in HARMONIC[name] if (known := look(one[part])) is not None]
-            if len(columns) == len(HARMONIC[name]) and len({len(column) for column in columns}) == 1:
-                rows.extend(zip(*columns, strict=True))
+            metrics = {metric.name: look(metric) for metric in one.metrics if metric.name in HARMONIC[name]}
+            columns = [known.values for part in HARMONIC[name] if (known := metrics.get(part)) is not None]
+            if len(columns) < len(HARMONIC[name]):
+                continue  # no edit of this pack has all parts
+            if len({len(column) for column in columns}) > 1:
+                return None  # which of its edits have all is not known any more
+            rows.extend(zip(*columns, strict=True))
         return figure(rows, found.statistic, seed)
 
     return replace(found, before=of(lambda metric: metric.before), after=of(lambda metric: metric.after))

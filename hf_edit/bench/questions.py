@@ -44,10 +44,15 @@ class Questions:
         """sha256 of the edits and of all that is asked beside them."""
         material = self.material
         hops = {id: [[str(hop.prompt), hop.accepted] for hop in some] for id, some in material.hops.items()}
+        own = {
+            id: sorted((answer, tuple(some)) for answer, some in aliases.items())
+            for id, aliases in material.own_aliases.items()
+        }
         parts = (
             self.edits.dumps(),
             sorted(material.old_answers.items()),
             sorted((answer, tuple(some)) for answer, some in material.aliases.items()),
+            sorted(own.items()),
             sorted(hops.items()),
             [prompt_key(prompt) for prompt in material.strangers],
             material.text,

@@ -16,7 +16,7 @@ from hf_edit.bench.questions import read_questions, running_text
 from hf_edit.bench.summary import summary
 from hf_edit.errors import HfEditError
 from hf_edit.evaluation.recall import Recall
-from hf_edit.hub.client import is_repo_id
+from hf_edit.hub.client import repo_of
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.fingerprint import running_fingerprint
 from hf_edit.processes import Processes, alone
@@ -89,9 +89,8 @@ def run_bench(
 
 
 def _base(model: PreTrainedModel, view: EditableModel) -> dict[str, Any]:
-    origin = model.config._name_or_path
     return {
-        "id": origin if origin and is_repo_id(origin) else None,
+        "id": repo_of(model.config._name_or_path),
         "revision": getattr(model.config, "_commit_hash", None),
         "model_type": model.config.model_type,
         "layers": view.n_layers,

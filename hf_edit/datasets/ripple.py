@@ -46,11 +46,14 @@ def _case(record: Record) -> Case:
         id=f"ripple-{record.index}",
         source=f"RippleEdits record {record.index}",
     )
-    answers = [one.texts("targets") for one in (*unmoved, *following)]
+    aliases: dict[str, list[str]] = {}
+    for first, *others in (one.texts("targets") for one in (*unmoved, *following)):
+        if others:
+            aliases[first] = list(dict.fromkeys((*aliases.get(first, ()), *others)))
     return Case(
         edit,
         old=record.text("ground_truth") if "ground_truth" in record else None,
-        aliases={first: others for first, *others in answers if others},
+        aliases=aliases,
     )
 
 

@@ -48,7 +48,7 @@ class EvaluateConfig(Settings):
     )
     tasks: tuple[str, ...] = setting((), "Tasks of lm-eval, for the evaluator general.")
     task_limit: int | None = setting(None, "Records of each task. None: all.", at_least=1)
-    batch: int = setting(8, "Questions answered at a time.", at_least=1)
+    batch: int = setting(32, "Questions answered at a time.", at_least=1)
     seed: int = setting(0, "Of intervals and of invented questions.", at_least=0)
 
 
@@ -58,12 +58,13 @@ class Material:
 
     Args:
         old_answers: edit id -> the answer that the edit replaces.
-        aliases: an answer -> other ways to say it, which count as well.
+        aliases: an answer -> other ways to say it, which count as well, whatever the question.
         hops: edit id -> questions several steps away.
         strangers: questions of the same kind as the edits', about things that are not edited. None given: the base
             invents some.
         unrelated: questions that have nothing to do with any edit.
         text: running text for perplexity.
+        own_aliases: edit id -> an answer to its questions -> what else counts there.
     """
 
     old_answers: Mapping[str, str] = field(default_factory=dict)
@@ -72,26 +73,27 @@ class Material:
     strangers: Sequence[Prompt] = ()
     unrelated: Sequence[Prompt] = field(default_factory=unrelated_prompts)
     text: str | None = None
+    own_aliases: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
-    def accepted(self, answer: str) -> tuple[str, ...]:
-        """The answer and its aliases."""
-        return (answer, *self.aliases.get(answer, ()))
+    def accepted(self, answer: str, edit: str | None = None) -> tuple[str, ...]:
+        """The answer and its aliases, to a question of an edit."""
+        own = self.own_aliases.get(edit, {}) if edit is not None else {}
+        return tuple(dict.fromkeys((answer, *self.aliases.get(answer, ()), *own.get(answer, ()))))
 
     @classmethod
     def of(cls, cases: Iterable[Case]) -> Material:
         """What records of a data set know beside their edits."""
         old: dict[str, str] = {}
-        aliases: dict[str, list[str]] = {}
+        aliases: dict[str, Mapping[str, Sequence[str]]] = {}
         hops: dict[str, list[Hop]] = {}
         for case in cases:
             if case.old is not None:
                 old[case.edit.id] = case.old
-            for answer, others in case.aliases.items():
-                known = aliases.setdefault(answer, [])
-                known.extend(other for other in others if other not in known)
+            if case.aliases:
+                aliases[case.edit.id] = case.aliases
             if case.hops:
                 hops[case.edit.id] = [Hop(prompt, tuple(some)) for prompt, some in case.hops]
-        return cls(old, aliases, hops)
+        return cls(old, own_aliases=aliases, hops=hops)
 
     def with_json(self, value: Mapping[str, Any]) -> Material:
         """With JSON values in place of its own: `old_answers`, `aliases`, `strangers`, `unrelated`, all optional.
@@ -111,6 +113,7 @@ class Material:
                 for id, answer in checked_object(given["old_answers"], "The field old_answers").items()
             }
         if "aliases" in given:
+            plain["own_aliases"] = {}
             plain["aliases"] = {
                 answer: [checked_text(one, f"An alias of {answer!r}") for _, one in checked_items(some, "The aliases")]
                 for answer, some in checked_object(given["aliases"], "The field aliases").items()

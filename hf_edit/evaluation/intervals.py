@@ -44,8 +44,8 @@ def harmonic(means: Array) -> Array:
         return means.shape[-1] / (1 / means).sum(axis=-1)
 
 
-STATISTICS: dict[str, OfMeans] = {"mean": mean, "exp_mean": exponential, "harmonic_mean": harmonic}
-"""Name -> what becomes of the column means of records."""
+STATISTICS: dict[str, OfMeans] = {"mean": mean, "amount": mean, "exp_mean": exponential, "harmonic_mean": harmonic}
+"""Name -> what becomes of the column means of records. An amount is a mean without an upper end, as nats or counts."""
 
 
 def estimate(records: Sequence[float] | Sequence[Sequence[float]], statistic: str = "mean") -> float:

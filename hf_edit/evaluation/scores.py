@@ -9,7 +9,7 @@ from itertools import takewhile
 from typing import Any
 
 from hf_edit.evaluation.extras import needed
-from hf_edit.evaluation.matching import normalised
+from hf_edit.evaluation.matching import normalised, words
 
 
 def exact(answer: str, target: str) -> bool:
@@ -40,8 +40,14 @@ def common_prefix(ids: Sequence[int], other: Sequence[int]) -> int:
 
 
 def rouge_l(answer: str, target: str) -> float:
-    """ROUGE-L F1 over words (package rouge-score, no stemming)."""
-    return float(_rouge_scorer().score(target, answer)["rougeL"].fmeasure)
+    """ROUGE-L F1 over words (package rouge-score, no stemming).
+
+    The package's own words are runs of a to z and digits, which leave nothing of a text in another script: where the
+    target has more letters of others, words are as everywhere here.
+    """
+    letters = [c for c in target if c.isalnum()]
+    foreign = 2 * sum(not c.isascii() for c in letters) > len(letters)
+    return float(_rouge_scorer(foreign).score(target, answer)["rougeL"].fmeasure)
 
 
 def bleu(answer: str, target: str) -> float:
@@ -49,10 +55,17 @@ def bleu(answer: str, target: str) -> float:
     return float(_bleu().sentence_score(answer, [target]).score) / 100
 
 
+class _Words:
+    """A tokenizer of rouge-score."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
+
+
 @cache
-def _rouge_scorer() -> Any:
+def _rouge_scorer(foreign: bool) -> Any:
     scorer = needed("rouge_score.rouge_scorer", "rouge-score", "evaluation")
-    return scorer.RougeScorer(["rougeL"])
+    return scorer.RougeScorer(["rougeL"], tokenizer=_Words() if foreign else None)
 
 
 @cache

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_edit.batching import batched
 from hf_edit.edits import Edit, Prompt, prompt_key
-from hf_edit.errors import ConfigError
+from hf_edit.evaluation.answers import room_behind
 from hf_edit.evaluation.config import SHORTEST_LIMIT, EvaluateConfig, Material
 from hf_edit.evaluation.edit_scores import EditScore, edit_scores
 from hf_edit.evaluation.following import answer_logits
@@ -80,12 +80,12 @@ class Task:
 
     def own(self, edit: Edit) -> Question:
         """The edit's own question."""
-        return Question("prompt", edit.prompt, edit.id, self.material.accepted(edit.target), edit.target)
+        return Question("prompt", edit.prompt, edit.id, self.material.accepted(edit.target, edit.id), edit.target)
 
     def reworded(self, edit: Edit) -> list[Question]:
         """Its paraphrases."""
         return [
-            Question("paraphrase", prompt, edit.id, self.material.accepted(edit.target), edit.target)
+            Question("paraphrase", prompt, edit.id, self.material.accepted(edit.target, edit.id), edit.target)
             for prompt in edit.paraphrases
         ]
 
@@ -137,7 +137,7 @@ class Subject:
         new = {key: question for key, question in zip(keys, questions, strict=True) if key not in self._answers}
         for part in batched(list(new.items()), self.task.config.batch):
             rows = tuple(prompts.prompt_ids(self.put(question.prompt)) for _, question in part)
-            room = self._room(rows, limit)
+            room = room_behind(rows, limit, self.view.max_length)
             drafts = [self._draft(question, prompts) for _, question in part]
             for (key, _), ids in zip(part, self._continued(rows, drafts, prompts.stop_ids, room), strict=True):
                 self._answers[key] = Answer(prompts.decode(ids), tuple(ids), len(ids) < room)
@@ -207,14 +207,3 @@ class Subject:
             paraphrases=tuple(self.put(prompt) for prompt in edit.paraphrases),
             locality=tuple(replace(probe, prompt=self.put(probe.prompt)) for probe in edit.locality),
         )
-
-    def _room(self, rows: Sequence[Sequence[int]], limit: int) -> int:
-        longest, most = max(map(len, rows)), self.view.max_length
-        if most is None:
-            return limit
-        if longest >= most:
-            raise ConfigError(
-                f"A question takes {longest} tokens, and the model's context holds {most}.",
-                "Shorten the questions, or leave out the evaluators that put text in front of them.",
-            )
-        return min(limit, most - longest)

@@ -22,7 +22,7 @@ from hf_edit.models.borrow import borrowed
 from hf_edit.models.experts import Experts, experts_at
 from hf_edit.models.families import Family
 from hf_edit.models.finder import edited_path, find_family, has_module, has_parameter, named_experts
-from hf_edit.models.forward import run
+from hf_edit.models.forward import context_length, run
 from hf_edit.models.hooks import (
     adding,
     entering,
@@ -161,7 +161,7 @@ class EditableModel:
     @property
     def max_length(self) -> int | None:
         """The longest sequence the model was built for, if its config says so."""
-        return getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        return context_length(self.model)
 
     def ids(self, sequences: Sequence[Sequence[int]], pad: int = 0) -> tuple[Tensor, Tensor]:
         """Token ids padded on the right and their mask, both (B, T)."""
@@ -255,8 +255,12 @@ class EditableModel:
             before = where.new_zeros(where.shape[0], prefix.length)
             where = torch.cat([before, where], dim=1).gather(1, order.argsort(dim=1))
             ids, start, shift, prefix, mask = *_parts(whole.placed(order)), None, None
-        head = self.model.get_output_embeddings()
-        with hook(head.register_forward_pre_hook(here(lambda _, args: (args[0][where][None], *args[1:])))):
+
+        def chosen(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            hidden: Tensor = args[0]
+            return hidden[where.to(hidden.device)][None], *args[1:]
+
+        with hook(self.model.get_output_embeddings().register_forward_pre_hook(here(chosen))):
             return self._run(ids, start, shift, prefix, keep=0, mask=mask)[0][0]
 
     def block_outputs(

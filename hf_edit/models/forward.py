@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 def run(model: nn.Module, ids: Tensor, mask: Tensor | None = None, **arguments: Any) -> Any:
@@ -22,3 +23,8 @@ def run(model: nn.Module, ids: Tensor, mask: Tensor | None = None, **arguments: 
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         given = {name: value for name, value in given.items() if name in parameters}
     return model(input_ids=ids, **given)
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The longest sequence the model was built for, if its config says so."""
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)

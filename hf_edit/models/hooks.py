@@ -91,7 +91,7 @@ def adding(module: nn.Module, shift: Tensor) -> Any:
     """Add to what leaves a module."""
 
     def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        return output + shift.reshape(output.shape).to(output.dtype)
+        return output + shift.reshape(output.shape).to(output)  # blocks may lie on several devices
 
     return hook(module.register_forward_hook(here(add)))
 
@@ -103,7 +103,7 @@ def side_path(module: nn.Module, delta: LowRankDelta | Tensor) -> Any:
     def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         change = args[0].to(factors[0].dtype)
         for factor in factors:
-            change = change @ factor.T
+            change = change @ factor.to(change.device).T
         return output + change.to(output.dtype)
 
     return hook(module.register_forward_hook(here(add)))

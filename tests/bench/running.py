@@ -72,13 +72,21 @@ class Killer:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run(data: Path, out: Path, progress: Progress | None = None, keep_packs: bool = False) -> dict[str, Any]:
+def run(
+    data: Path,
+    out: Path,
+    progress: Progress | None = None,
+    keep_packs: bool = False,
+    config: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """The bench on a tiny Llama whose answers soon stop."""
     torch.set_num_threads(1)
     model = tiny_model()
     model.generation_config.eos_token_id = list(range(0, VOCAB, 8))
-    config = BenchConfig.from_mapping(CONFIG)
-    return run_bench(model, tiny_tokenizer(), config, out, data_folder=data, keep_packs=keep_packs, progress=progress)
+    settings = BenchConfig.from_mapping(config or CONFIG)
+    return run_bench(
+        model, tiny_tokenizer(), settings, out, data_folder=data, keep_packs=keep_packs, progress=progress
+    )
 
 
 if __name__ == "__main__":

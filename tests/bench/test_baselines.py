@@ -64,7 +64,7 @@ def test_records_are_chosen_and_the_digest_follows_them(tmp_path: Path) -> None:
     assert one.edits.ids == ("zsre-1",)
     assert both.digest != one.digest
     assert both.digest == questions(tmp_path, ZSRE, BAY).digest
-    assert both.material.aliases == {"Norland": ["the Kingdom of Norland"]}
+    assert list(both.material.own_aliases.values()) == [{"Norland": ["the Kingdom of Norland"]}]
 
 
 def test_files_are_looked_for_in_the_folder_then_where_the_variable_says(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from hf_edit.bench.pooling import pooled
@@ -65,3 +67,38 @@ def test_a_harmonic_mean_is_made_of_its_parts() -> None:
 def test_what_has_no_records_is_left_out() -> None:
     parts = [evaluation(metric("general.task.acc", None, Figure(0.5, None, None, 10)))] * 2
     assert pooled(parts, EDITS, 0).metrics == ()
+
+
+def test_a_metric_that_the_first_pack_has_no_questions_for_is_kept() -> None:
+    parts = [
+        evaluation(metric("reliability.exact", None, figure([1.0]))),
+        evaluation(metric("portability.right", None, figure([0.0])), metric("reliability.exact", None, figure([0.0]))),
+    ]
+    found = pooled(parts, EDITS, 0)
+    assert [one.name for one in found.metrics] == ["reliability.exact", "portability.right"]
+    assert found["portability.right"].after == figure([0.0])
+
+
+def test_given_strangers_count_once_for_each_pack() -> None:
+    parts = [
+        dataclasses.replace(
+            evaluation(metric("strangers.same", None, figure([1.0, right, 0.0]))), protocol={"strangers": "given"}
+        )
+        for right in (0.0, 1.0)
+    ]
+    assert pooled(parts, EDITS, 0)["strangers.same"].after == figure([1 / 3, 2 / 3])
+    theirs = [dataclasses.replace(one, protocol={"strangers": "invented by the base"}) for one in parts]
+    after = pooled(theirs, EDITS, 0)["strangers.same"].after
+    assert after is not None and after.n == 6
+
+
+def test_a_harmonic_mean_lacks_packs_that_lack_a_part() -> None:
+    def scored(*parts: str) -> Evaluation:
+        return evaluation(
+            *(Metric(f"success.{n}", FORCED, "It.", True, "mean", None, figure([0.5])) for n in parts),
+            Metric("success.score", FORCED, "It.", True, "harmonic_mean", None, None),
+        )
+
+    names = ("efficacy", "paraphrase", "neighbourhood")
+    found = pooled([scored(*names), scored("efficacy", "neighbourhood")], EDITS, 0)["success.score"]
+    assert found.after is not None and (found.after.value, found.after.n) == (0.5, 1)

@@ -63,6 +63,11 @@ def out(data: Path, asked: list[Any], tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
+@pytest.fixture
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_EDIT_CACHE", str(tmp_path / "cache"))
+
+
 def timeless(value: Any) -> Any:
     """JSON without what depends on the clock and the machine's load."""
     if isinstance(value, dict):
@@ -131,6 +136,24 @@ def test_the_base_is_asked_nothing_twice_and_figures_are_as_if_it_were(
     for path in ["bench.json", *(f"cells/{path.name}" for path in (tmp_path / "out" / "cells").iterdir())]:
         assert timeless(read(out / path)) == timeless(read(tmp_path / "out" / path))
     assert sorted(path.name for path in out.iterdir()) == ["bench.json", "cells", "packs"]
+
+
+def test_a_pack_that_has_nothing_to_ask_refuses_no_cell(data: Path, tmp_path: Path, isolated: None) -> None:
+    rows = [json.loads(line) for line in (data / "edits.jsonl").read_text("utf-8").splitlines()]
+    rows[1]["portability"] = [{"prompt": "And then?", "answer": "Yes."}]
+    rows[3]["target"] = "It is three, as far as anybody can tell."
+    (tmp_path / "edits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    evaluate = {**CONFIG["evaluate"], "evaluators": ["reliability", "portability", "unrelated"]}
+    del evaluate["max_new_tokens"]
+    methods = [CONFIG["methods"][0], CONFIG["methods"][2]]
+    config = {"methods": methods, "data": [{**CONFIG["data"][0], "together": [1]}], "evaluate": evaluate}
+    result = run(tmp_path, tmp_path / "out", config=config)
+    none, tuned = result["cells"]
+    assert not result["refused"]
+    for cell in (none, tuned):
+        counts = {metric["name"]: (metric["after"] or metric["before"])["n"] for metric in cell["metrics"]}
+        assert (counts["reliability.exact"], counts["portability.right"]) == (4, 1)
+    assert none["protocol"]["max_new_tokens"] == tuned["protocol"]["max_new_tokens"] == 64
 
 
 def test_kept_packs_carry_their_figures_and_a_card(out: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hf_edit.errors import ConfigError
 from hf_edit.evaluation.answers import greedy_answers
 from hf_edit.prompting import PromptFormat
 from tests.snapshots import changed, snapshot
@@ -89,3 +90,15 @@ def test_the_caller_notices_nothing() -> None:
 
 def test_no_questions() -> None:
     assert greedy_answers(tiny_model(), PromptFormat.of("chat", tiny_tokenizer()), []) == []
+
+
+def test_answers_end_where_the_context_does() -> None:
+    model, tokenizer = tiny_model("gpt2", dtype=torch.float64), tiny_tokenizer()
+    context = model.config.max_position_embeddings
+    prompts = PromptFormat.of("plain", tokenizer)
+    long = "word " * context
+    while len(prompts.prompt_ids(long)) > context - 3:
+        long = long[:-5]
+    greedy_answers(model, prompts, [long, "Who?"], max_new_tokens=20)
+    with pytest.raises(ConfigError, match=f"context holds {context}"):
+        greedy_answers(model, prompts, [long * 2], max_new_tokens=20)

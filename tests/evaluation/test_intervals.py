@@ -87,3 +87,8 @@ def test_drawing_in_pieces_draws_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_edit.evaluation.intervals._AT_ONCE", 35)
     means = resampled_means(table, 101, 0)
     assert means.shape == (101, 1) and abs(means.mean() - 4.5) < 0.5
+
+
+def test_amounts_are_no_shares() -> None:
+    assert interval([0.0] * 10, "amount") == (0.0, 0.0)
+    assert interval([0.0] * 10) == pytest.approx((0.0, 0.2775), abs=1e-3)

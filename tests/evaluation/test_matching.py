@@ -16,11 +16,14 @@ from hf_edit.evaluation.matching import first_sentence, mentions, normalised
         ("  a\tB \n an C ", "b c"),
         ("Kolinda Grabar-Kitarović's", "kolinda grabar kitarović s"),
         ("U.S. of A.", "u s of"),
-        ("1,000 km", "1 000 km"),
+        ("1,000,000 km, 1,5 and 3.14.", "1000000 km 1 5 and 3.14"),
+        ("-5 to \N{MINUS SIGN}3, F-16, 1990-95", "-5 to -3 f 16 1990 95"),
         ("Kitarovic\u0301", "kitarović"),  # a combining accent is part of its letter
         ("ＡＢ", "ab"),
         ("«Théâtre» — x", "théâtre x"),
-        ("the", ""),
+        ("the", "the"),
+        ("A", "a"),
+        ("東京は首都", "東 京 は 首 都"),
         ("theatre", "theatre"),
     ],
 )

@@ -114,3 +114,14 @@ def test_common_prefix() -> None:
 def test_a_library_that_is_absent_is_named_with_its_extra() -> None:
     with pytest.raises(ConfigError, match="no-such-package is not installed.*hf-edit\\[evaluation\\]"):
         needed("no_such_module", "no-such-package", "evaluation")
+
+
+@pytest.mark.parametrize("text", ["Москва столица", "東京は首都", "Η Αθήνα"])
+def test_scripts_that_rouge_score_has_no_words_for(text: str) -> None:
+    assert rouge_l(text, text) == 1
+    assert rouge_l("Paris", text) == 0
+
+
+def test_words_without_spaces_between_them_are_found() -> None:
+    assert contains("法国的首都是巴黎。", ["巴黎"]) and not contains("法国的首都是巴黎。", ["东京"])
+    assert not contains("1,000,000", ["1"]) and not normalised_exact("-5", ["5"])

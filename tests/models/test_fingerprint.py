@@ -88,3 +88,11 @@ def test_a_librarys_own_kind_of_weight_is_named() -> None:
     for read in (tensor_digests, lambda tensor: matches(recorded, tensor)):
         with pytest.raises(UnsupportedModelError, match="holds quantised codes"):
             read(codes)
+
+
+def test_a_change_of_any_column_of_a_wide_weight_is_seen() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4096, 16))
+    before = model_fingerprint(model)
+    with torch.no_grad():
+        model[0].weight[:, 1:] += 1
+    assert model_fingerprint(model) != before

@@ -31,7 +31,7 @@ class Distraction(Evaluator):
             return Observed({}, sentences)
         behind = [preceded(edit.prompt, sentences[i % len(sentences)]) for i, edit in enumerate(task.edits)]
         questions = [
-            Question("distraction", prompt, edit.id, task.material.accepted(edit.target), edit.target)
+            Question("distraction", prompt, edit.id, task.material.accepted(edit.target, edit.id), edit.target)
             for prompt, edit in zip(behind, task.edits, strict=True)
         ]
         answers = subject.answers(questions, task.max_new_tokens)

@@ -14,7 +14,8 @@ from hf_edit.evaluation.subject import Question, Subject, Task
 
 SHORT = 12
 """Words of a target that fits into a question about it."""
-YES, NO = frozenset({"yes", "true", "correct", "right"}), frozenset({"no", "false", "incorrect", "wrong", "not"})
+YES, NO = frozenset({"yes"}), frozenset({"no", "not"})
+RIGHT, WRONG = frozenset({"true", "correct", "right"}), frozenset({"false", "incorrect", "wrong"})
 
 
 class FactCheck(Evaluator):
@@ -55,18 +56,19 @@ class FactCheck(Evaluator):
         for name, questions in asked.items():
             answers = subject.answers(questions, task.config.probe_tokens)
             scores[name] = [
-                float(verdict(answer.text) == question.accepted[0])
+                float(verdict(answer.text, "wrong" if name == "denies" else "right") == question.accepted[0])
                 for answer, question in zip(answers, questions, strict=True)
             ]
         return Observed(scores)
 
 
-def verdict(answer: str) -> str | None:
-    """`yes` or `no`, whichever the answer says first; None if neither."""
+def verdict(answer: str, claim: str = "right") -> str | None:
+    """`yes` or `no` to whether something is right, or wrong, whichever the answer says first; None if neither."""
+    agreeing, denying = (RIGHT, WRONG) if claim == "right" else (WRONG, RIGHT)
     for word in normalised(answer).split():
-        if word in YES:
+        if word in YES | agreeing:
             return "yes"
-        if word in NO:
+        if word in NO | denying:
             return "no"
     return None
 
@@ -92,6 +94,6 @@ def _other(task: Task, edits: Sequence[Edit], place: int) -> str | None:
     edit = edits[place]
     if edit.id in task.material.old_answers:
         return task.material.old_answers[edit.id]
-    right = {normalised(answer) for answer in task.material.accepted(edit.target)}
+    right = {normalised(answer) for answer in task.material.accepted(edit.target, edit.id)}
     following = (one.target for one in chain(edits[place + 1 :], edits[:place]))
     return next((target for target in following if normalised(target) not in right), None)

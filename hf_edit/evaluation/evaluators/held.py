@@ -27,6 +27,7 @@ def held_metrics(whose: str) -> dict[str, About]:
             f"KL(without || with the edit) in nats per token along the unedited model's own answers to {whose}.",
             FIXED,
             higher_is_better=False,
+            statistic="amount",
         ),
         "agreement": About(
             f"Share of the tokens of the unedited model's own answers to {whose} at which the same token is the "

@@ -21,7 +21,7 @@ class Locality(Held):
     def questions(self, subject: Subject) -> Sequence[Question]:
         accepted = subject.task.material.accepted
         return [
-            Question("locality", probe.prompt, edit.id, accepted(probe.answer) if probe.answer else ())
+            Question("locality", probe.prompt, edit.id, accepted(probe.answer, edit.id) if probe.answer else ())
             for edit in subject.task.edits
             for probe in edit.locality
         ]

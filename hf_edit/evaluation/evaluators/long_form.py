@@ -34,7 +34,9 @@ class LongForm(Evaluator):
                 ("prefix", "Share of the target's tokens that the answer begins with,"),
             )
         },
-        "prefix_tokens": About("Tokens of the taught answer with which the free answer begins, before they part."),
+        "prefix_tokens": About(
+            "Tokens of the taught answer with which the free answer begins, before they part.", statistic="amount"
+        ),
         "sub_questions": About(
             "Share of sub-questions (portability probes, averaged for each edit) whose free answer holds the right "
             "one."
@@ -73,7 +75,7 @@ def sub_questions(subject: Subject) -> Sequence[float]:
     found = []
     for edit in filter(_is_long, task.edits):
         asked = [
-            Question("portability", probe.prompt, edit.id, task.material.accepted(str(probe.answer)))
+            Question("portability", probe.prompt, edit.id, task.material.accepted(str(probe.answer), edit.id))
             for probe in edit.portability
         ]
         if asked:

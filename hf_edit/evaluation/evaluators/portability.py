@@ -50,7 +50,7 @@ class Portability(Hops):
     def hops(self, task: Task) -> Mapping[str, Sequence[Hop]]:
         accepted = task.material.accepted
         return {
-            edit.id: [Hop(probe.prompt, accepted(str(probe.answer))) for probe in edit.portability]
+            edit.id: [Hop(probe.prompt, accepted(str(probe.answer), edit.id)) for probe in edit.portability]
             for edit in task.edits
             if edit.portability
         }

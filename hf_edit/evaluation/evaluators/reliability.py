@@ -52,7 +52,7 @@ class Reliability(Evaluator):
         return Observed(
             columns(
                 {
-                    **text_scores(answer.text, subject.task.material.accepted(edit.target)),
+                    **text_scores(answer.text, subject.task.material.accepted(edit.target, edit.id)),
                     "stops": float(answer.stopped),
                 }
                 for edit, answer in subject.own()

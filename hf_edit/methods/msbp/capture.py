@@ -66,7 +66,7 @@ def capture(
             loss = F.cross_entropy(logits.to(dtype), batch.labels, reduction="none")
             found = torch.autograd.grad(loss.sum(), list(zeros.values()))
         gradients = {name: gradient[batch.where] for name, gradient in zip(zeros, found, strict=True)}
-        keys = {name: inputs[name][batch.where].to(dtype) for name in zeros}
+        keys = {name: inputs[name].to(model.device)[batch.where].to(dtype) for name in zeros}
         return Captured(keys, gradients, loss.detach(), torch.tensor(part, device=model.device)[batch.rows])
 
     parts = list(

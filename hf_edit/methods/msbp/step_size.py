@@ -51,7 +51,9 @@ def smallest_step(loss_at: Callable[[float], float], start: float, before: float
 
 def _smallest_enough(at: Callable[[float], float], size: float, goal: float) -> float:
     """The smallest size found that is enough, given one that is."""
-    while at(size / GROWTH) <= goal:
+    for _ in range(TURNS):
+        if not at(size / GROWTH) <= goal:
+            break
         size /= GROWTH
     low = size / GROWTH
     for _ in range(REFINEMENTS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from hf_edit.datasets.records import Case
 from hf_edit.edits import Edit, Message, Probe
 from hf_edit.errors import ConfigError
 from hf_edit.evaluation.config import Material
@@ -149,6 +150,23 @@ def test_fact_checks_score_what_is_said_first() -> None:
 )
 def test_verdicts(answer: str, said: str | None) -> None:
     assert verdict(answer) == said
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [("That is incorrect.", "yes"), ("It is correct", "no"), ("No, it is wrong", "no"), ("It is not wrong", "no")],
+)
+def test_verdicts_on_whether_something_is_wrong(answer: str, said: str) -> None:
+    assert verdict(answer, "wrong") == said
+
+
+def test_aliases_of_one_record_are_none_of_anothers() -> None:
+    first, second = Edit("Which war?", "The war", id="one"), Edit("And there?", "The war", id="two")
+    cases = [Case(first, aliases={"The war": ["The first"]}), Case(second, aliases={"The war": ["The second"]})]
+    subject = saying(
+        task([first, second], Material.of(cases)), [("Which war?", "The second"), ("And there?", "The second")]
+    )
+    assert scores(Reliability(), subject)["normalised"] == [0, 1]
 
 
 def test_scores_of_one_text() -> None:

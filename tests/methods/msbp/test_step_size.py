@@ -79,3 +79,14 @@ def test_no_step_is_taken_that_raises_the_loss(values: list[float], goal: float)
 
     size = smallest_step(loss_at, 1.0, 1.0, goal)
     assert size == 0 or seen[size] < 1.0
+
+
+def test_a_loss_that_is_at_the_goal_without_a_step_ends_the_search() -> None:
+    asked = []
+
+    def loss_at(size: float) -> float:
+        asked.append(size)
+        return 0.999 - size / 1000
+
+    assert smallest_step(loss_at, 1.0, before=1.001, goal=1.0) >= 2.0**-8
+    assert len(asked) < 20
