@@ -16,6 +16,7 @@ from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.packs.pack import EditPack
 from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.solvers.key_basis import Keys
+from hf_edit.wordings import KINDS, TEXT_KINDS
 
 
 MOST_WORDINGS = 16
@@ -64,8 +65,10 @@ def _reworded(view: EditableModel, prompts: PromptFormat, pack: EditPack) -> lis
     """The same rewrites as were trained: they follow from the edits and the settings."""
     settings, _, seed = recipe(pack)
     count, tokens = (int(settings.get(name, 0)) for name in ("wordings", "wording_tokens"))
+    kinds = [kind for kind in settings.get("wording_kinds", TEXT_KINDS) if kind in KINDS]
     given = bool(settings.get("train_paraphrases"))
-    return rewritten(prompts, pack.edits, min(count, MOST_WORDINGS), tokens, seed, view.max_length, given)
+    count = min(count, MOST_WORDINGS)
+    return rewritten(prompts, pack.edits, count, kinds, tokens, seed, longest=view.max_length, given=given)
 
 
 def _inputs(

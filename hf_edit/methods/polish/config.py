@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.settings import setting
 from hf_edit.statistics.config import MomentWeights, StatisticsConfig
+from hf_edit.wordings import KINDS, TEXT_KINDS
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,12 @@ class PolishSettings(MomentWeights):
         at_least=1,
     )
     wordings: int = setting(1, "Rewrites of each prompt that are trained beside it.", at_least=0)
+    wording_kinds: tuple[str, ...] = setting(
+        TEXT_KINDS,
+        "Kinds of rewrites, taken in turn: of the question's text, or in chats the same question with a system prompt "
+        "or behind another turn.",
+        choices=KINDS,
+    )
     wording_tokens: int = setting(
         24, "Answer tokens trained behind a rewrite; the rest follows from them.", at_least=1
     )

@@ -36,7 +36,7 @@ from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.solvers.key_basis import Keys, key_basis
 from hf_edit.solvers.low_rank import LowRankDelta
 from hf_edit.solvers.ridge import penalty
-from hf_edit.wordings import rewrites
+from hf_edit.wordings import CHAT_KINDS, rewrites
 
 
 DEPTHS = (0.4, 0.5, 0.6, 0.7)
@@ -267,7 +267,14 @@ def _trainees(
     """Every edit, then its rewrites, of whose answers only the beginning is trained."""
     own = [prompts.encode(edit.prompt, edit.target) for edit in edits]
     reworded = rewritten(
-        prompts, edits, settings.wordings, settings.wording_tokens, seed, model.max_length, settings.train_paraphrases
+        prompts,
+        edits,
+        settings.wordings,
+        settings.wording_kinds,
+        settings.wording_tokens,
+        seed,
+        longest=model.max_length,
+        given=settings.train_paraphrases,
     )
     texts = prepared(model, [*own, *reworded], first)
     return [
@@ -280,24 +287,31 @@ def rewritten(
     prompts: PromptFormat,
     edits: EditSet,
     count: int,
+    kinds: Sequence[str],
     tokens: int,
     seed: int,
+    *,
     longest: int | None,
     given: bool = False,
 ) -> list[Encoded]:
     """The edits' questions in other words, `count` for each, with the first `tokens` of the answer.
 
-    A rewrite may be longer than the question; one that the model's context of `longest` tokens does not hold is left
-    out.
+    Left out is a rewrite that the model's context of `longest` tokens does not hold, or that its template does not
+    take, as one with a system message.
 
     Args:
+        kinds: of rewrites; those of a chat only in the format chat.
         given: the paraphrases that come with an edit, too.
     """
     found: list[Encoded] = []
+    kinds = [kind for kind in kinds if prompts.name == "chat" or kind not in CHAT_KINDS]
     for edit in edits:
         known = edit.paraphrases if given else ()
-        for prompt in rewrites(edit.prompt, count + len(known), seed, subject=edit.subject, paraphrases=known):
-            encoded = prompts.encode(prompt, edit.target)
+        for prompt in rewrites(edit.prompt, count + len(known), seed, kinds, subject=edit.subject, paraphrases=known):
+            try:
+                encoded = prompts.encode(prompt, edit.target)
+            except ConfigError:
+                continue
             ids = encoded.ids[: encoded.answer_start + tokens]
             if longest is None or len(ids) <= longest:
                 found.append(Encoded(ids, encoded.answer_start))

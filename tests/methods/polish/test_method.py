@@ -12,7 +12,7 @@ from hf_edit.errors import ConfigError
 from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.polish import method as module
 from hf_edit.methods.polish.config import PolishConfig, PolishSettings
-from hf_edit.methods.polish.method import Polish, default_rank, polished_linears
+from hf_edit.methods.polish.method import Polish, default_rank, polished_linears, rewritten
 from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.methods.training.course import Course, Trained, Trainee
 from hf_edit.models.borrow import borrowed
@@ -85,6 +85,23 @@ def test_paraphrases_are_left_for_the_test_unless_asked_for(trained_on: list[Tra
         prompts = [tuple(trainee.text.ids[: trainee.text.start].tolist()) for trainee in trained_on]
         assert (paraphrase in prompts) == given
         assert len(prompts) == 2 + 4 + given
+
+
+def test_the_same_question_in_another_chat(trained_on: list[Trainee]) -> None:
+    kinds = ("system", "turn")
+    compute(EDITS, wordings=2, wording_kinds=kinds, seed=3)
+    prompts = [tuple(trainee.text.ids[: trainee.text.start].tolist()) for trainee in trained_on[2:]]
+    expected = [CHAT.prompt_ids(p) for e in EDITS for p in rewrites(e.prompt, 2, 3, kinds, subject=e.subject)]
+    assert prompts == expected and all(len(p) > len(CHAT.prompt_ids(EDITS[0].prompt)) for p in prompts[:2])
+    plain = PromptFormat.of("plain", tiny_tokenizer())
+    assert not rewritten(plain, EDITS, 2, kinds, 4, 0, longest=None)
+    stern = tiny_tokenizer()
+    stern.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('none') }}{% endif %}" + str(
+        stern.chat_template
+    )
+    assert len(rewritten(PromptFormat.of("chat", stern), EDITS, 2, kinds, 4, 0, longest=None)) == len(EDITS)
+    with pytest.raises(ConfigError, match="none of content, drop"):
+        PolishConfig(wording_kinds=("song",))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
