@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_edit._version import __version__
+from hf_edit.compose.adapters import check_not_attached
 from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import ConfigError
 from hf_edit.methods import default_config, method_for
@@ -34,6 +35,7 @@ from hf_edit.settings import Settings
 from hf_edit.statistics.preserved import Preserved
 
 
+Earlier: TypeAlias = EditPack | EditSet | str | os.PathLike[str]
 Edits: TypeAlias = EditSet | Iterable[Edit | Mapping[str, Any]] | str | os.PathLike[str]
 
 
@@ -43,7 +45,7 @@ def edit(
     edits: Edits,
     config: Settings | None = None,
     *,
-    earlier: Iterable[EditPack | EditSet] = (),
+    earlier: Earlier | Iterable[Earlier] = (),
     progress: Progress | None = None,
     resume_dir: str | os.PathLike[str] | None = None,
     memory_budget: int | str | None = None,
@@ -60,8 +62,9 @@ def edit(
         edits: an edit set, edits or mappings, or the path of a JSONL file.
         config: settings of a method (such as AnyEditConfig or MemitConfig), which also choose it; none: AnyEdit with
             the backend direct.
-        earlier: edits that were taught before and are to stay as they are: packs attached to the model, or edits in
-            its weights. What the model says to their prompts, and the inputs at all of their tokens, is preserved.
+        earlier: edits that were taught before and are to stay as they are: packs (or their folders) attached to the
+            model, or edits in its weights. What the model says to their prompts, and the inputs at all of their
+            tokens, is preserved. The pack says what it was made beside.
         progress: who is told how far it is.
         resume_dir: a folder for intermediate results. A run that was killed goes on from there and gives the same
             pack. The caller removes it when the pack is saved.
@@ -81,12 +84,12 @@ def edit(
 
 
 def polish(
-    pack: EditPack,
+    pack: EditPack | str | os.PathLike[str],
     *,
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     config: PolishConfig | None = None,
-    earlier: Iterable[EditPack | EditSet] = (),
+    earlier: Earlier | Iterable[Earlier] = (),
     progress: Progress | None = None,
     resume_dir: str | os.PathLike[str] | None = None,
     memory_budget: int | str | None = None,
@@ -94,7 +97,7 @@ def polish(
     """Refine the update of a pack on the answers of all its edits at once, whatever method it came from.
 
     Args:
-        pack: where the refinement starts; it is not changed.
+        pack: where the refinement starts, or its folder or id on the Hub; it is not changed.
         model: the pack's base, without the pack. Only read.
         config: settings of polish; none: its defaults, in the pack's own prompt format.
         tokenizer, earlier, progress, resume_dir, memory_budget: as for `edit`.
@@ -106,9 +109,13 @@ def polish(
         PackError, BaseMismatchError: the pack is not sound, or `model` is not its base.
         HfEditError: as for `edit`.
     """
+    pack = EditPack.coerce(pack)
+    check_not_attached(model, pack.manifest)
     pack.verify(model)
     pack.prompts(tokenizer)
     settings = config or PolishConfig(format=pack.manifest.prompt_format.name)
+    if not isinstance(settings, PolishConfig):
+        raise ConfigError(f"{type(settings).__name__} are no settings of polish.", "Give a PolishConfig, or none.")
     method = Polish(settings, pack.deltas)
     return _computed(
         model, tokenizer, pack.edits, method, earlier, progress, resume_dir, memory_budget, parents=[pack]
@@ -154,7 +161,7 @@ def _computed(
     tokenizer: PreTrainedTokenizerBase,
     edits: EditSet,
     method: EditMethod,
-    earlier: Iterable[EditPack | EditSet],
+    earlier: Earlier | Iterable[Earlier],
     progress: Progress | None,
     resume_dir: str | os.PathLike[str] | None,
     memory_budget: int | str | None = None,
@@ -162,7 +169,8 @@ def _computed(
 ) -> EditPack:
     """The pack that `method` computes of `edits`."""
     settings, listener = method.config, _listener(progress)
-    kept = [edit for one in earlier for edit in (one.edits if isinstance(one, EditPack) else one)]
+    before = _earlier(earlier)
+    kept = [edit for one in before for edit in (one.edits if isinstance(one, EditPack) else one)]
     view, prompts = _opened(model, tokenizer, settings, [*edits, *kept], memory_budget)
     preserve = Preserved(
         view,
@@ -188,8 +196,15 @@ def _computed(
             prompt_format=prompts,
             receipt=result.receipt,
             parents=parents,
+            earlier=before,
         )
         return replace(pack, peak_memory=view.memory.peak)
+
+
+def _earlier(given: Earlier | Iterable[Earlier]) -> list[EditPack | EditSet]:
+    """Packs and edits taught before, also where there is one, or the folder of one."""
+    some = [given] if isinstance(given, (EditPack, EditSet, str, os.PathLike)) else list(given)
+    return [one if isinstance(one, EditSet) else EditPack.coerce(one) for one in some]
 
 
 def _listener(progress: Progress | None) -> Progress:

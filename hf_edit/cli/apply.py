@@ -15,7 +15,9 @@ from hf_edit.cli.inputs import READERS, read_edits, read_settings
 from hf_edit.cli.methods import method_entry
 from hf_edit.cli.options import Answers, Assignments, Config, Device, Dtype, Json, Memory, Model, Out, Revision, Seed
 from hf_edit.cli.output import folder_size, last_text, print_facts, print_json, print_table, readable_size, shortened
+from hf_edit.cli.packs import pack_at
 from hf_edit.cli.progress import Bars
+from hf_edit.errors import ConfigError
 from hf_edit.evaluation.scores import exact
 from hf_edit.processes import is_first, placed
 
@@ -49,7 +51,7 @@ def apply(
     device: Device = None,
     dtype: Dtype = "auto",
     earlier: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(help="A pack that stays attached, and is not to be disturbed; may be repeated."),
     ] = None,
     memory: Memory = None,
@@ -167,6 +169,12 @@ def check_target(out: Path) -> None:
     check_replaceable(out, MANIFEST, is_pack_file)
 
 
+def check_file(path: Path) -> None:
+    """Find out before anything is computed that there is no folder for a file to write."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path} cannot be written.", "Give a file in an existing folder.")
+
+
 def compute_pack(
     base: str,
     edits: EditSet,
@@ -178,7 +186,7 @@ def compute_pack(
     device: str | None = None,
     dtype: str = "auto",
     with_answers: bool = True,
-    earlier: Sequence[Path] = (),
+    earlier: Sequence[str] = (),
     memory: str | None = None,
 ) -> Applied:
     """Compute the pack of these edits with a method, as `pack_of` does.
@@ -191,13 +199,12 @@ def compute_pack(
     from hf_edit.api import edit
     from hf_edit.compose.attach import attach
     from hf_edit.models.memory import parse_bytes
-    from hf_edit.packs.pack import EditPack
 
     budget = None if memory is None else parse_bytes(memory)
     if method is None:
         method, settings = "anyedit", {"backend": "direct"} | (settings or {})
     config: Any = method_entry(method).config_class.from_mapping(settings or {})
-    before = [EditPack.from_pretrained(path) for path in earlier]
+    before = [pack_at(one) for one in earlier]
 
     def compute(model: Any, tokenizer: Any, **how: Any) -> EditPack:
         for number, pack in enumerate(before):

@@ -8,6 +8,7 @@ import typer
 
 from hf_edit.cli.options import Device, Dtype, Json, Model, Pack, Revision
 from hf_edit.cli.output import last_text, print_facts, print_json, print_table, shortened
+from hf_edit.cli.packs import pack_at
 from hf_edit.cli.progress import Bars
 
 
@@ -32,9 +33,8 @@ def audit(
     """
     from hf_edit.evaluation.audit.run import audit as audited
     from hf_edit.models.loading import load_model
-    from hf_edit.packs.pack import EditPack
 
-    opened = EditPack.from_pretrained(pack)
+    opened = pack_at(pack)
     base, tokenizer = load_model(model, dtype=dtype, device=device, revision=revision)
     with Bars() as progress:
         report = audited(base, tokenizer, opened, progress=progress)

@@ -9,6 +9,7 @@ import typer
 
 from hf_edit.cli.options import Device, Dtype, Json, Revision
 from hf_edit.cli.output import print_facts, print_json, print_table
+from hf_edit.cli.packs import pack_at
 from hf_edit.cli.progress import Bars
 from hf_edit.errors import ConfigError
 
@@ -44,9 +45,8 @@ def conflicts(
             raise ConfigError(f"The picture cannot be written to {picture}.", "Give a file in an existing folder.")
     from hf_edit.evaluation.conflicts import conflicts as compared
     from hf_edit.models.loading import load_model
-    from hf_edit.packs.pack import EditPack
 
-    opened = [EditPack.from_pretrained(pack) for pack in packs]
+    opened = [pack_at(pack) for pack in packs]
     names = [Path(pack).name or pack for pack in packs]
     if model is None:
         report = compared(opened, names=names)

@@ -10,6 +10,7 @@ from hf_edit.cli.apply import check_target
 from hf_edit.cli.inputs import read_settings
 from hf_edit.cli.options import Answers, Assignments, Config, Device, Dtype, Json, Out, Pack, Revision
 from hf_edit.cli.output import folder_size, last_text, print_facts, print_json, print_table, readable_size, shortened
+from hf_edit.cli.packs import pack_at
 from hf_edit.cli.progress import Bars
 from hf_edit.errors import ConfigError
 from hf_edit.evaluation.scores import exact
@@ -55,7 +56,7 @@ def convert(
     check_target(out)
     solving = columns is not None or bytes is not None
     _check_options(layout, rank, solving, whitened, model)
-    given = EditPack.from_pretrained(pack)
+    given = pack_at(pack)
     lossy = solving or rank is not None or layout == "bf16"
     settings = SparsifyConfig.from_mapping(read_settings(config, set_ or (), {}))
     base = load_model(model, dtype=dtype, device=device, revision=revision) if model and lossy else None

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_edit.cli.apply import check_target
+from hf_edit.cli.apply import check_file, check_target
 from hf_edit.cli.inputs import READERS, read_settings
 from hf_edit.cli.options import Device, Dtype, Json, Model, Revision, Seed
 from hf_edit.cli.output import print_facts, print_json, print_table
+from hf_edit.cli.packs import pack_at
 from hf_edit.cli.progress import Bars
 from hf_edit.errors import ConfigError, HfEditWarning
 
@@ -34,7 +35,7 @@ def evaluate(
         Path | None, typer.Option(help="File of edits to ask, with their probes. [default: those of the pack]")
     ] = None,
     edits_format: Annotated[str, typer.Option(help=f"Layout of the file: {', '.join(READERS)}.")] = "jsonl",
-    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N edits of the file.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N edits.")] = None,
     only: Annotated[
         str | None, typer.Option(help="Evaluators, separated by commas. [default: all that there are probes for]")
     ] = None,
@@ -67,15 +68,23 @@ def evaluate(
     from hf_edit.evaluation.config import EvaluateConfig, Material
     from hf_edit.evaluation.run import evaluate as evaluated
     from hf_edit.models.loading import load_model
-    from hf_edit.packs.pack import EditPack
 
     named = None if only is None else [name.strip() for name in only.split(",")]
     settings = EvaluateConfig.from_mapping(read_settings(config, set_ or (), {"evaluators": named, "seed": seed}))
     if save:
         _check_savable(pack)
-    opened = None if pack is None else EditPack.from_pretrained(pack)
+    if out is not None:
+        check_file(out)
+    opened = None if pack is None else pack_at(pack)
     cases = [] if edits is None else read_cases(edits, edits_format, limit)
     asked = None if edits is None else edits_of(cases, edits)
+    if asked is None and limit is not None and opened is not None:
+        asked = opened.edits[:limit]
+    if save and asked is not None:
+        raise ConfigError(
+            "--save is given, and what is asked are not the edits of the pack as it lists them.",
+            "Leave out --edits and --limit, or --save; --out keeps the figures in a file.",
+        )
     known = _completed(Material.of(cases), material, text)
     base, tokenizer = load_model(model, dtype=dtype, device=device, revision=revision)
     with Bars() as progress:
@@ -112,6 +121,14 @@ def _check_savable(pack: str | None) -> None:
 
 def _save(pack: EditPack, evaluation: Evaluation, folder: Path) -> None:
     signed = any(folder.glob("*.sig"))
+    before, now = ({metric.name for metric in one.metrics} if one else set() for one in (pack.evaluation, evaluation))
+    lost = sorted(before - now)
+    if lost:
+        warnings.warn(
+            f"Figures that were not measured again are gone from the pack: {', '.join(lost)}.",
+            HfEditWarning,
+            stacklevel=2,
+        )
     measured = pack.with_evaluation(evaluation)
     measured.save_pretrained(folder, layout=pack.manifest.layout, values=pack.source is not None)
     if signed:

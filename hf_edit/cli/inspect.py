@@ -10,7 +10,7 @@ import typer
 
 from hf_edit.cli.options import Device, Dtype, Json, Pack, Revision
 from hf_edit.cli.output import last_text, print_facts, print_json, print_table, readable_size, shortened
-from hf_edit.cli.packs import open_pack
+from hf_edit.cli.packs import check_revision, open_pack
 
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def inspect(
 
     Nothing is checked against a model: `verify` does that, and `audit` looks for teaching that is not listed.
     """
+    check_revision(revision, model)
     opened, folder = open_pack(pack)
     weights = {} if model is None else _weight_norms(opened, model, revision, device, dtype)
     document = _document(pack, opened, folder, weights)
@@ -52,6 +53,7 @@ def _document(name: str, pack: EditPack, folder: PlainFolder, weights: Mapping[s
     notes = [over_budget(manifest, pack.edits), unlisted and f"files that the manifest does not list: {unlisted}"]
     return {
         "pack": name,
+        "commit": None if pack.origin is None else pack.origin.commit,
         "edits": [edit.to_json() for edit in pack.edits],
         "base": {
             "id": manifest.base.id,
@@ -67,6 +69,7 @@ def _document(name: str, pack: EditPack, folder: PlainFolder, weights: Mapping[s
         "hf_edit_version": manifest.hf_edit_version,
         "versions": dict(manifest.versions),
         "parents": list(manifest.parents),
+        "earlier": list(manifest.earlier),
         "signature": None if signature is None else {"key": signature.key, "files": list(signature.files)},
         "modules": {
             module: {
@@ -95,6 +98,7 @@ def _print(document: Mapping[str, Any], pack: EditPack) -> None:
     print_facts(
         (
             ("pack", document["pack"]),
+            *([("commit", document["commit"])] if document["commit"] else []),
             ("base", base["id"] or f"not on the Hub ({base['model_type']})"),
             ("base revision", base["revision"] or "not recorded"),
             ("base fingerprint", base["fingerprint"]),
@@ -106,7 +110,12 @@ def _print(document: Mapping[str, Any], pack: EditPack) -> None:
             ("size", f"{document['parameters']:,} parameters" + (f", {readable_size(size)} in all" if size else "")),
             ("written by", f"hf_edit {document['hf_edit_version']}, " + _versions(document["versions"])),
             ("made from", "; ".join(_lineage(document["parents"])) or "edits alone"),
-            ("measured", f"{len(document['measured'])} figures, on the card and in evaluation.json"),
+            *(
+                [("made beside", f"{len(document['earlier'])} pack(s) taught before, which it preserves")]
+                if document["earlier"]
+                else []
+            ),
+            ("measured", _measured(len(document["measured"]))),
             ("signature", _signature(document["signature"])),
         )
     )
@@ -140,6 +149,10 @@ def _lineage(parents: list[Any]) -> Iterator[str]:
         count = edits.get("count") if isinstance(edits, dict) else None
         before = f" and {len(older)} before it" if isinstance(older, list) and older else ""
         yield f"a pack of {shortened(str(count), 20)} edit(s) by {shortened(str(name), 40)}{before}"
+
+
+def _measured(count: int) -> str:
+    return f"{count} figures, on the card and in evaluation.json" if count else "not yet: hf-edit evaluate --save"
 
 
 def _signature(signature: Mapping[str, Any] | None) -> str:

@@ -123,6 +123,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=EXIT_CODES,
+    rich_markup_mode="markdown",
 )
 
 

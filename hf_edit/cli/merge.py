@@ -9,6 +9,7 @@ import typer
 
 from hf_edit.cli.options import Device, Dtype, Json, Model, Revision
 from hf_edit.cli.output import print_facts, print_json, print_table, readable_size
+from hf_edit.cli.packs import pack_at
 from hf_edit.cli.progress import Bars
 from hf_edit.cli.whole_model import check_empty, save_model
 from hf_edit.errors import ConfigError
@@ -45,9 +46,8 @@ def merge(
     from hf_edit.compose.merged import remembered
     from hf_edit.compose.receipt import MergeReceipt
     from hf_edit.models.loading import load_model
-    from hf_edit.packs.pack import EditPack
 
-    given = [EditPack.from_pretrained(pack) for pack in packs]
+    given = [pack_at(pack) for pack in packs]
     base, tokenizer = load_model(model, dtype=dtype, device=device, revision=revision)
     # a base into which packs were merged before is known by the receipt that lies beside it
     onto = None if Path(model).is_file() else MergeReceipt.beside(model, revision)

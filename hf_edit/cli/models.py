@@ -52,7 +52,7 @@ def _list_families(as_json: bool) -> None:
 
 
 def _describe(name: str, model: PreTrainedModel, as_json: bool) -> None:
-    from hf_edit.methods import METHODS
+    from hf_edit.methods import METHODS, default_config, method_for
     from hf_edit.models.editable import EditableModel
 
     view = EditableModel.of(model)
@@ -67,8 +67,11 @@ def _describe(name: str, model: PreTrainedModel, as_json: bool) -> None:
         "parameters": model.num_parameters(),
         "dtype": str(view.dtype).removeprefix("torch."),
         "edited_by_default": {
-            method: [x.name for x in entry.method_class(entry.config_class()).linears(view)]
-            for method, entry in METHODS.items()
+            method: [x.name for x in method_for(config).linears(view)]
+            for method, config in {
+                "the default": default_config(),
+                **{name: entry.config_class() for name, entry in METHODS.items()},
+            }.items()
         },
         "linears": [{"name": x.name, "d_out": x.d_out, "d_in": x.d_in} for x in view.linears],
     }

@@ -1,8 +1,11 @@
-"""Packs as verbs open them: with the folder that they lie in, for what only the folder shows."""
+"""Packs as verbs open them: a folder, or `owner/name` on the Hub, with `@revision` behind it if one is meant."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from hf_edit.errors import ConfigError
 
 
 if TYPE_CHECKING:
@@ -10,8 +13,35 @@ if TYPE_CHECKING:
     from hf_edit.packs.pack import EditPack
 
 
+def pack_at(id_or_path: str) -> EditPack:
+    """The pack in a folder, or at `owner/name[@revision]` on the Hub.
+
+    Raises:
+        PackError, HubError: as `EditPack.from_pretrained`.
+    """
+    from hf_edit.packs.pack import EditPack
+
+    name, revision = parted(id_or_path)
+    return EditPack.from_pretrained(name, revision=revision)
+
+
+def parted(id_or_path: str) -> tuple[str, str | None]:
+    """A name and the revision behind it; a folder's name may hold the sign."""
+    name, sign, revision = id_or_path.rpartition("@")
+    return (name, revision) if sign and name and not Path(id_or_path).exists() else (id_or_path, None)
+
+
+def check_revision(revision: str | None, model: str | None) -> None:
+    """Refuse a revision of no base model: it would be taken for the pack's."""
+    if revision is not None and model is None:
+        raise ConfigError(
+            f"--revision {revision} is of the base model, and no --model is given.",
+            f"For a pack's own revision write owner/name@{revision}.",
+        )
+
+
 def open_pack(id_or_path: str) -> tuple[EditPack, PlainFolder]:
-    """A pack and its folder, on the Hub the one that it was fetched to.
+    """As `pack_at`, with the pack's folder, for what only that shows; on the Hub the one that it was fetched to.
 
     Raises:
         PackError, HubError: as `EditPack.from_pretrained`.
@@ -21,5 +51,6 @@ def open_pack(id_or_path: str) -> tuple[EditPack, PlainFolder]:
     from hf_edit.packs.pack import EditPack
     from hf_edit.packs.sharing import SIGNATURES
 
-    folder, origin = locate(id_or_path, file_names=(*FILES, SIGNATURES))
+    name, revision = parted(id_or_path)
+    folder, origin = locate(name, file_names=(*FILES, SIGNATURES), revision=revision)
     return EditPack(**vars(from_folder(folder)), origin=origin), folder

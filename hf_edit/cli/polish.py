@@ -9,6 +9,7 @@ import typer
 from hf_edit.cli.apply import check_target, pack_of
 from hf_edit.cli.inputs import read_settings
 from hf_edit.cli.options import Answers, Assignments, Config, Device, Dtype, Json, Memory, Model, Out, Revision, Seed
+from hf_edit.cli.packs import pack_at
 
 
 if TYPE_CHECKING:
@@ -35,11 +36,10 @@ def polish(
     """
     from hf_edit.methods.polish.config import PolishConfig
     from hf_edit.models.memory import parse_bytes
-    from hf_edit.packs.pack import EditPack
 
     budget = None if memory is None else parse_bytes(memory)
     check_target(out)
-    start = EditPack.from_pretrained(pack)
+    start = pack_at(pack)
     settings = {"format": start.manifest.prompt_format.name} | read_settings(config, set_ or (), {"seed": seed})
     chosen = PolishConfig.from_mapping(settings)
 

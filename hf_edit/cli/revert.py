@@ -9,6 +9,7 @@ import typer
 from hf_edit.cli.apply import check_target, pack_of
 from hf_edit.cli.inputs import read_settings
 from hf_edit.cli.options import Answers, Assignments, Config, Device, Dtype, Json, Model, Out, Pack, Revision, Seed
+from hf_edit.cli.packs import pack_at
 
 
 if TYPE_CHECKING:
@@ -31,10 +32,9 @@ def revert(
 ) -> None:
     """Take edits of a pack back: their questions get the base's own answers again, and the others stay."""
     from hf_edit.compose.config import CombineConfig
-    from hf_edit.packs.pack import EditPack
 
     check_target(out)
-    start = EditPack.from_pretrained(pack)
+    start = pack_at(pack)
     chosen = CombineConfig.from_mapping(read_settings(config, set_ or (), {"seed": seed}))
 
     def compute(loaded: Any, tokenizer: Any, *, progress: Any, resume_dir: Any) -> EditPack:

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from hf_edit.cli.options import Json
+from hf_edit.cli.output import print_json
+
 
 def sign(
     pack: Annotated[Path, typer.Argument(help="Folder of the pack.", show_default=False)],
@@ -17,6 +20,7 @@ def sign(
         str | None,
         typer.Option(envvar="HF_EDIT_KEY_PASSWORD", help="Of the key; better given in the environment variable."),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Sign a pack, so that others can check with your public key that it is yours and unaltered.
 
@@ -26,4 +30,8 @@ def sign(
     """
     from hf_edit.packs.signing import sign as signed
 
-    typer.echo(f"signed: {signed(pack, private_key, password=password)}")
+    signature = signed(pack, private_key, password=password)
+    if as_json:
+        print_json({"pack": str(pack), "signature": str(signature)})
+    else:
+        typer.echo(f"signed: {signature}")

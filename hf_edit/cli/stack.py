@@ -9,6 +9,8 @@ import typer
 from hf_edit.cli.apply import check_target, pack_of
 from hf_edit.cli.inputs import read_settings
 from hf_edit.cli.options import Answers, Assignments, Config, Device, Dtype, Json, Model, Out, Revision, Seed
+from hf_edit.cli.packs import pack_at
+from hf_edit.errors import ConfigError
 
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ def stack(
         str | None,
         typer.Option(help="Whose answer to a question stays: order (the first pack's), newest, or a number from 1."),
     ] = None,
+    on_conflict: Annotated[
+        str, typer.Option(help="What becomes of two answers to a question without --prefer: warn, or error.")
+    ] = "warn",
     config: Config = None,
     set_: Assignments = None,
     seed: Seed = None,
@@ -39,10 +44,11 @@ def stack(
 ) -> None:
     """Combine packs of one base into one, in any order with the same result."""
     from hf_edit.compose.config import CombineConfig
-    from hf_edit.packs.pack import EditPack
+    from hf_edit.methods.polish.config import PolishConfig
 
     check_target(out)
-    given = [EditPack.from_pretrained(pack) for pack in packs]
+    given = [pack_at(pack) for pack in packs]
+    preferred = _place(prefer, len(given)) if prefer and prefer.isdecimal() else prefer
     chosen = CombineConfig.from_mapping(read_settings(config, set_ or (), {"seed": seed}))
 
     def compute(loaded: Any, tokenizer: Any, *, progress: Any, resume_dir: Any) -> EditPack:
@@ -52,11 +58,15 @@ def stack(
         how: dict[str, Any] = {"model": loaded, "tokenizer": tokenizer, "progress": progress}
         combining: dict[str, Any] = {
             "mode": mode,
-            "prefer": int(prefer) - 1 if prefer and prefer.isdecimal() else prefer,
+            "prefer": preferred,
+            "on_conflict": on_conflict,
             "config": chosen,
         }
         pack = stacked(given, **combining, **how)
-        return refined(pack, resume_dir=resume_dir, **how) if polish else pack
+        if not polish:
+            return pack
+        settings = PolishConfig(format=pack.manifest.prompt_format.name, seed=chosen.seed)
+        return refined(pack, config=settings, resume_dir=resume_dir, **how)
 
     result = pack_of(
         model,
@@ -69,3 +79,12 @@ def stack(
         with_answers=answers,
     )
     result.report(as_json)
+
+
+def _place(number: str, count: int) -> int:
+    """The place of a pack, counted from 0, that a user counts from 1."""
+    if not 1 <= int(number) <= count:
+        raise ConfigError(
+            f"--prefer {number} is none of {count} packs.", f"Use order, newest, or a number from 1 to {count}."
+        )
+    return int(number) - 1

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 stats = typer.Typer(
     no_args_is_help=True,
     help="Collect the statistics that edits need ahead of time, show those collected, or share them on the Hub.",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -33,7 +34,7 @@ def collect(
     text: Annotated[
         str | None,
         typer.Option(
-            help="A text file, dataset:ID:CONFIG:SPLIT:COLUMN, or self: the model writes it. [default: self]"
+            help="A text file, dataset:NAME:CONFIG:SPLIT:COLUMN, or self: the model writes it. [default: self]"
         ),
     ] = None,
     tokens: Annotated[

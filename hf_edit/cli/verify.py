@@ -9,7 +9,7 @@ import typer
 
 from hf_edit.cli.options import Device, Dtype, Json, Pack, Revision
 from hf_edit.cli.output import print_json
-from hf_edit.cli.packs import open_pack
+from hf_edit.cli.packs import check_revision, open_pack
 from hf_edit.errors import PackError
 
 
@@ -34,29 +34,32 @@ def verify(
     """
     said: dict[str, Any] = {"pack": pack} | ({} if model is None else {"model": model})
     try:
-        modules, signature, note = _checked(pack, model, public_key, revision, device, dtype)
+        modules, signature, commit, note = _checked(pack, model, public_key, revision, device, dtype)
     except PackError as error:
         if as_json:
             print_json({**said, "verified": False, "error": error.message, "fix": error.remedy})
         raise
     if as_json:
-        print_json({**said, "verified": True, "modules": modules, "signature": signature, "note": note})
+        found = {"modules": modules, "signature": signature, "commit": commit, "note": note}
+        print_json({**said, "verified": True, **found})
         return
     made_for = f" and was made for {model}" if model is not None else ""
-    typer.echo(f"verified: {pack} is whole{made_for} ({len(modules)} module(s), {signature})")
+    at = f" at commit {commit}" if commit else ""
+    typer.echo(f"verified: {pack}{at} is whole{made_for} ({len(modules)} module(s), {signature})")
     if note:
         typer.echo(f"note: {note}", err=True)
 
 
 def _checked(
     pack: str, model: str | None, public_key: Path | None, revision: str | None, device: str | None, dtype: str
-) -> tuple[list[str], str, str | None]:
-    """The pack's modules, the state of its signature, and what is odd about it."""
+) -> tuple[list[str], str, str | None, str | None]:
+    """The pack's modules, the state of its signature, the Hub's commit that it is of, and what is odd about it."""
     from hf_edit.models.loading import load_model
     from hf_edit.packs.listing import check_listing
     from hf_edit.packs.signing import read_signature, verify_signature
     from hf_edit.packs.verify import over_budget
 
+    check_revision(revision, model)
     opened, folder = open_pack(pack)
     check_listing(folder.path, opened.manifest.files)
     signature = "unsigned" if read_signature(folder) is None else "signed by a key that was not asked for"
@@ -66,4 +69,5 @@ def _checked(
     if model is not None:
         base, _ = load_model(model, dtype=dtype, device=device, revision=revision)
         opened.verify(base)
-    return sorted(opened.deltas), signature, over_budget(opened.manifest, opened.edits)
+    commit = None if opened.origin is None else opened.origin.commit
+    return sorted(opened.deltas), signature, commit, over_budget(opened.manifest, opened.edits)

@@ -17,9 +17,9 @@ from hf_edit.errors import ComposeError, UnsupportedModelError
 from hf_edit.packs.manifest import Manifest
 
 
-Taught: TypeAlias = tuple[Manifest, EditSet]
+Origin: TypeAlias = tuple[Manifest, EditSet]
 """What a pack says of itself, and what it teaches."""
-_TAUGHT = "_hf_edit_taught"
+_ORIGIN = "_hf_edit_origin"
 
 
 def check_host(model: object) -> None:
@@ -36,14 +36,33 @@ def adapter_configs(model: nn.Module) -> dict[str, Any]:
     return getattr(model, "peft_config", {})
 
 
-def note_taught(model: nn.Module, name: str, taught: Taught) -> None:
+def note_origin(model: nn.Module, name: str, origin: Origin) -> None:
     """Remember with an adapter what pack it is of; gone with the adapter."""
-    setattr(adapter_configs(model)[name], _TAUGHT, taught)
+    setattr(adapter_configs(model)[name], _ORIGIN, origin)
 
 
-def taught_by(model: nn.Module, name: str) -> Taught | None:
+def origin_of(model: nn.Module, name: str) -> Origin | None:
     """What pack an adapter is of; None where hf_edit did not attach it."""
-    return getattr(adapter_configs(model)[name], _TAUGHT, None)
+    return getattr(adapter_configs(model)[name], _ORIGIN, None)
+
+
+def attached_as(model: nn.Module, manifest: Manifest) -> str | None:
+    """The adapter that is this very pack, if it is attached."""
+    for name in adapter_configs(model):
+        taught = origin_of(model, name)
+        if taught is not None and taught[0].identity() == manifest.identity():
+            return name
+    return None
+
+
+def check_not_attached(model: nn.Module, manifest: Manifest) -> None:
+    """Raise ComposeError if the pack is attached: what is computed or measured beside it would count it twice."""
+    name = attached_as(model, manifest)
+    if name is not None:
+        raise ComposeError(
+            f"The pack is attached to the model already, as {name!r}.",
+            f"Detach it first: hf_edit.detach(model, {name!r}).",
+        )
 
 
 def adapter_layers(model: nn.Module) -> Iterator[tuple[str, BaseTunerLayer]]:

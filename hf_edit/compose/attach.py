@@ -23,9 +23,10 @@ from hf_edit.compose.adapters import (
     adapter_layers,
     check_enabled,
     check_host,
+    check_not_attached,
     check_unmerged,
     holds,
-    note_taught,
+    note_origin,
 )
 from hf_edit.compose.structure import Structure
 from hf_edit.errors import ComposeError, HfEditError
@@ -43,6 +44,7 @@ def attach(
     pack: EditPack | str | os.PathLike[str],
     name: str | None = None,
     *,
+    strength: float = 1.0,
     verify: bool = True,
 ) -> str:
     """Put a pack on a model, beside the adapters that are active there, which stay so.
@@ -55,6 +57,7 @@ def attach(
         pack: a pack, its folder, or its id on the Hub.
         name: of the adapter; made from the id of the pack's first edit when None. Characters other than letters,
             digits, `_` and `-` become `_`.
+        strength: what the change is multiplied with; 1 is as it was computed. `set_scale` of PEFT's layers changes it.
         verify: compare the weights that the pack changes with those it was computed on, by digest. Not possible on
             quantised models. Everything else is checked in any case.
 
@@ -63,11 +66,12 @@ def attach(
 
     Raises:
         PackError, BaseMismatchError, UnsupportedModelError: as `EditPack.from_pretrained` and `EditPack.verify`.
-        ComposeError: the name is taken, or the adapters that are there stand in the way. The model is then as before.
+        ComposeError: the name is taken, the pack is attached already, or the adapters that are there stand in the way.
+            The model is then as before.
     """
     check_host(model)
-    if not isinstance(pack, EditPack):
-        pack = EditPack.from_pretrained(pack)
+    pack = EditPack.coerce(pack)
+    check_not_attached(model, pack.manifest)
     name = _adapter_name(pack.edits[0].id if name is None else name)
     layout = _check_room(model, pack, name)
     pack.verify(model, weights=verify)
@@ -78,7 +82,10 @@ def attach(
             _inject(model, pack, layout, name)
         _fill(model, pack, layout, name)
         _settle(model, name, before, active)
-        note_taught(model, name, (pack.manifest, pack.edits))
+        if strength != 1:
+            for _, layer in adapter_layers(model):
+                layer.set_scale(name, strength)  # of a layer without the adapter nothing
+        note_origin(model, name, (pack.manifest, pack.edits))
     except BaseException as error:
         before.restore()
         if isinstance(error, HfEditError) or not isinstance(error, Exception):

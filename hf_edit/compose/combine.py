@@ -18,6 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_edit.compose.adapters import check_not_attached
 from hf_edit.compose.asked import Taught, taught_by
 from hf_edit.compose.config import CombineConfig
 from hf_edit.compose.union import left_out, union
@@ -84,13 +85,12 @@ def stack(
         HfEditWarning: questions that the packs answer differently; edits that are not answered word for word after the
             solve; a sum in which packs disturb each other.
     """
-    if mode not in ("solve", "add") or on_conflict not in ("warn", "error"):
-        raise ComposeError(
-            f"There is no mode {mode!r} with on_conflict {on_conflict!r}.",
-            "Use mode solve or add, and on_conflict warn or error.",
-        )
+    for what, value, known in (("mode", mode, ("solve", "add")), ("on_conflict", on_conflict, ("warn", "error"))):
+        if value not in known:
+            raise ComposeError(f"There is no {what} {value!r}.", f"Use {' or '.join(known)}.")
     given = _coerced(packs)
     for pack in given:
+        check_not_attached(model, pack.manifest)
         pack.verify(model)
     gone = left_out([pack.edits for pack in given], prefer, on_conflict)
     if mode == "add" and any(gone):
@@ -103,8 +103,8 @@ def stack(
 
 
 def revert(
-    pack: EditPack,
-    ids: Iterable[str],
+    pack: EditPack | str | os.PathLike[str],
+    ids: str | Iterable[str],
     *,
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -125,7 +125,9 @@ def revert(
         ComposeError: an id that is not in the pack, or none would be left.
         ConfigError: the tokenizer writes prompts otherwise than the pack's.
     """
-    gone = frozenset(ids)
+    pack = EditPack.coerce(pack)
+    check_not_attached(model, pack.manifest)
+    gone = frozenset([ids] if isinstance(ids, str) else ids)
     unknown = sorted(gone - set(pack.edits.ids))
     if unknown:
         raise ComposeError(f"The pack has no edit {unknown[0]!r}.", "`hf-edit inspect` lists the ids of a pack.")
@@ -248,7 +250,9 @@ class _Combination:
 
 
 def _coerced(packs: Iterable[EditPack | str | os.PathLike[str]]) -> list[EditPack]:
-    given = [pack if isinstance(pack, EditPack) else EditPack.from_pretrained(pack) for pack in packs]
+    if isinstance(packs, (str, os.PathLike, EditPack)):
+        packs = [packs]
+    given = [EditPack.coerce(pack) for pack in packs]
     if not given:
         raise ComposeError("No pack to stack was given.", "Give at least one.")
     return given

@@ -51,22 +51,55 @@ class ModuleChange:
 
 
 @dataclass(frozen=True)
-class PackDiff:
-    """What changed.
+class EditsDiff:
+    """What changed in what is taught. Edits are paired by id, then by question (case and punctuation aside).
 
     Args:
-        added, removed: edits that only the second, or only the first, pack has.
+        added, removed: edits that only the second, or only the first, set has.
         changed: edits that both have, but not alike.
         unchanged: how many edits are the same.
-        settings: dotted name of what differs in the manifests (method, seed, prompt format, base) -> both values;
-            None where a pack has none.
-        modules: of either pack.
     """
 
     added: tuple[Edit, ...]
     removed: tuple[Edit, ...]
     changed: tuple[ChangedEdit, ...]
     unchanged: int
+
+    @classmethod
+    def of(cls, before: EditSet, after: EditSet) -> EditsDiff:
+        """From one set to another."""
+        pairs = dict(_pairs(before, after))
+        met = set(pairs.values())
+        both = [(before.by_id(old), after.by_id(new)) for old, new in pairs.items()]
+        compared = [ChangedEdit(a, b, _different_fields(a.to_json(), b.to_json())) for a, b in both]
+        changed = tuple(one for one in compared if one.fields)
+        return cls(
+            added=tuple(edit for edit in after if edit.id not in met),
+            removed=tuple(edit for edit in before if edit.id not in pairs),
+            changed=changed,
+            unchanged=len(pairs) - len(changed),
+        )
+
+    def lines(self) -> Iterator[str]:
+        """Of a changelog, in Markdown."""
+        for title, edits in (("Added", self.added), ("Removed", self.removed)):
+            yield from (f"- {title} {_edit(edit)}: {escaped(edit.target)}" for edit in edits)
+        for change in self.changed:
+            answer = f": {escaped(change.before.target)} → {escaped(change.after.target)}"
+            answer = answer if "target" in change.fields else ""
+            yield f"- Changed {_edit(change.after)} ({', '.join(change.fields)}){answer}"
+
+
+@dataclass(frozen=True)
+class PackDiff(EditsDiff):
+    """What changed.
+
+    Args:
+        settings: dotted name of what differs in the manifests (method, seed, prompt format, base) -> both values;
+            None where a pack has none.
+        modules: of either pack.
+    """
+
     settings: Mapping[str, tuple[Any, Any]]
     modules: Mapping[str, ModuleChange]
 
@@ -95,28 +128,16 @@ class PackDiff:
 def diff(first: EditPack | str | os.PathLike[str], second: EditPack | str | os.PathLike[str]) -> PackDiff:
     """What changed from the first pack to the second; the updates are compared by their factors, never dense.
 
-    Edits are paired by id, then by question (case and punctuation aside).
-
     Args:
         first, second: packs, their folders or their ids on the Hub.
 
     Raises:
         PackError: a pack is missing or damaged.
     """
-    before, after = (p if isinstance(p, EditPack) else EditPack.from_pretrained(p) for p in (first, second))
-    pairs = dict(_pairs(before.edits, after.edits))
-    met = set(pairs.values())
-    changed = []
-    for old, new in pairs.items():
-        one, other = before.edits.by_id(old), after.edits.by_id(new)
-        fields = _different_fields(one.to_json(), other.to_json())
-        if fields:
-            changed.append(ChangedEdit(one, other, fields))
+    before, after = map(EditPack.coerce, (first, second))
+    edits = EditsDiff.of(before.edits, after.edits)
     return PackDiff(
-        added=tuple(edit for edit in after.edits if edit.id not in met),
-        removed=tuple(edit for edit in before.edits if edit.id not in pairs),
-        changed=tuple(changed),
-        unchanged=len(pairs) - len(changed),
+        **vars(edits),
         settings=dict(_different_settings(_settings(before.manifest), _settings(after.manifest))),
         modules={
             module: _module_change(before.deltas.get(module), after.deltas.get(module))
@@ -160,7 +181,9 @@ def _settings(manifest: Manifest) -> dict[str, Any]:
 
 
 def _different_settings(before: Any, after: Any, name: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
+    if name == "method" and before["name"] != after["name"]:  # settings of two methods have nothing in common
+        yield "method.name", (before["name"], after["name"])
+    elif isinstance(before, Mapping) and isinstance(after, Mapping):
         for key in sorted(before.keys() | after.keys()):
             yield from _different_settings(before.get(key), after.get(key), f"{name}.{key}" if name else key)
     elif before != after:
@@ -183,12 +206,7 @@ def _module_change(before: LowRankDelta | None, after: LowRankDelta | None) -> M
 
 
 def _changes(difference: PackDiff) -> Iterator[str]:
-    for title, edits in (("Added", difference.added), ("Removed", difference.removed)):
-        yield from (f"- {title} {_edit(edit)}: {escaped(edit.target)}" for edit in edits)
-    for change in difference.changed:
-        answer = f": {escaped(change.before.target)} → {escaped(change.after.target)}"
-        answer = answer if "target" in change.fields else ""
-        yield f"- Changed {_edit(change.after)} ({', '.join(change.fields)}){answer}"
+    yield from difference.lines()
     for name, (before, after) in difference.settings.items():
         yield f"- Setting {escaped(name)}: {escaped(json.dumps(before))} → {escaped(json.dumps(after))}"
     sizes = [change.relative for change in difference.modules.values() if change.relative is not None]

@@ -15,12 +15,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_edit.compose.adapters import Taught, adapter_configs, adapter_layers, holds, taught_by
+from hf_edit.compose.adapters import Origin, adapter_configs, adapter_layers, holds, origin_of
 from hf_edit.compose.receipt import MergedPack
 from hf_edit.errors import ComposeError
-from hf_edit.files import strict_json
 from hf_edit.packs.layout import experts_delta
-from hf_edit.packs.manifest import sha256
 from hf_edit.packs.pack import EditPack
 from hf_edit.solvers.low_rank import LowRankDelta, summed
 from hf_edit.solvers.support import on_columns
@@ -46,17 +44,15 @@ class Source:
     deltas: Mapping[str, LowRankDelta]
     adapter: str | None
     pack: EditPack | None
-    taught: Taught | None
+    taught: Origin | None
 
     def record(self) -> MergedPack:
         """What the receipt says of it."""
         if self.taught is None:
             return MergedPack(None, self.adapter, (), None)
         manifest, edits = self.taught
-        lineage = manifest.lineage()
-        # not of the factors, which differ a little between layouts
-        digest = sha256(strict_json.dumps({**lineage, "receipt": dict(manifest.receipt)}))
-        return MergedPack(digest, self.adapter, tuple(edit.to_json() for edit in edits), lineage)
+        taught = tuple(edit.to_json() for edit in edits)
+        return MergedPack(manifest.identity(), self.adapter, taught, manifest.lineage())
 
 
 def sources(model: PreTrainedModel | PeftModel, packs: Pack | Sequence[Pack]) -> list[Source]:
@@ -87,8 +83,8 @@ def _source(model: PreTrainedModel | PeftModel, named: Pack) -> Source:
     if isinstance(named, str) and named in adapter_configs(model):
         attached = _attached(model, named)
         deltas = {module: _scaled(delta, scale) for module, (delta, scale) in attached.items()}
-        return Source(deltas, named, None, taught_by(model, named))
-    pack = named if isinstance(named, EditPack) else EditPack.from_pretrained(named)
+        return Source(deltas, named, None, origin_of(model, named))
+    pack = EditPack.coerce(named)
     taught = pack.manifest, pack.edits
     for adapter in adapter_configs(model):
         attached = _attached(model, adapter, strict=False)

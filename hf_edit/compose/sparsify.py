@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_edit.compose.adapters import check_not_attached
 from hf_edit.compose.asked import taught_by
 from hf_edit.errors import ConfigError
 from hf_edit.models.borrow import borrowed
@@ -37,7 +39,7 @@ class SparsifyConfig(MomentWeights):
 
 
 def sparsify(
-    pack: EditPack,
+    pack: EditPack | str | os.PathLike[str],
     *,
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -53,7 +55,7 @@ def sparsify(
     result can be saved in the layout `sparse`, and as plain LoRA without loss.
 
     Args:
-        pack: what to solve anew; it is not changed.
+        pack: what to solve anew, or its folder or id on the Hub; it is not changed.
         model: its base, without it. Only read.
         tokenizer: the base's tokenizer.
         columns: of each weight.
@@ -70,6 +72,8 @@ def sparsify(
             tokenizer that the pack was not made with.
         StatisticsError, ComputationError: second moments or a solve that could not be computed.
     """
+    pack = EditPack.coerce(pack)
+    check_not_attached(model, pack.manifest)
     pack.verify(model)
     settings, listener = config or SparsifyConfig(), progress or Silent()
     view, prompts = EditableModel.of(model), pack.prompts(tokenizer)

@@ -70,7 +70,7 @@ def conflicts(
     if (model is None) != (tokenizer is None):
         raise ConfigError("The interference needs a model and its tokenizer.", "Give both, or neither.")
     labels = names_of(len(given), names or [_name(pack, i) for i, pack in enumerate(given)])
-    opened = [pack if isinstance(pack, EditPack) else EditPack.from_pretrained(pack) for pack in given]
+    opened = [EditPack.coerce(pack) for pack in given]
     edits = tuple(EditName(i, labels[i], edit.id) for i, pack in enumerate(opened) for edit in pack.edits)
     findings = textual_conflicts([pack.edits for pack in opened], labels)
     ranges = tuple(range_overlaps([pack.deltas for pack in opened]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +18,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_edit._version import __version__
+from hf_edit.compose.adapters import check_not_attached
 from hf_edit.edits import EditSet, Probe
 from hf_edit.errors import ComputationError, ConfigError
 from hf_edit.evaluation.config import EvaluateConfig, Material
@@ -38,7 +40,7 @@ from hf_edit.prompting import PromptFormat
 def evaluate(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    pack: EditPack | None = None,
+    pack: EditPack | str | os.PathLike[str] | None = None,
     edits: EditSet | Sequence[Any] | None = None,
     config: EvaluateConfig | None = None,
     *,
@@ -55,7 +57,8 @@ def evaluate(
     Args:
         model: the pack's base, without the pack; adapters that are active on it stay so.
         tokenizer: its tokenizer.
-        pack: none: the model is measured as it stands, and figures that compare are left out.
+        pack: or its folder or id on the Hub; none: the model is measured as it stands, and figures that compare are
+            left out.
         edits: what is asked, with all probes; none: those of the pack.
         config: which evaluators run, and how; none: all that there are probes for.
         material: what is known beside the edits, such as old answers, and a text for perplexity.
@@ -69,14 +72,17 @@ def evaluate(
         ConfigError: there is nothing to ask, an evaluator is unknown or lacks what it needs, the tokenizer writes
             prompts otherwise than the pack was taught in, or the recall is of another model.
         InvalidEditError: an edit is longer than the model's context.
+        ComposeError: the pack is attached to the model.
         PackError, BaseMismatchError, UnsupportedModelError: the pack is not sound, or `model` is not its base.
         ComputationError: what the model puts out is not finite.
     """
     settings, known, listener = config or EvaluateConfig(), material or Material(), progress or Silent()
+    pack = None if pack is None else EditPack.coerce(pack)
     if edits is None and pack is None:
         raise ConfigError("There is neither a pack nor edits.", "Give one of the two.")
     asked = EditSet.coerce(edits) if edits is not None else pack.edits  # type: ignore[union-attr]
     if pack is not None:
+        check_not_attached(model, pack.manifest)
         pack.verify(model)
     view = EditableModel.of(model)
     prompts = _prompts(pack, settings, tokenizer)

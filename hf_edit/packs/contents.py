@@ -108,7 +108,7 @@ def from_folder(folder: PlainFolder) -> PackContents:
     manifest = Manifest.from_bytes(folder.read(MANIFEST, MAX_CONFIG_BYTES))
     files = _read_listed(folder, manifest)
     base = _check_config(strict_json.loads(files[CONFIG], CONFIG), manifest)
-    edits = _read_edits(files[EDITS])
+    edits = read_edits(files[EDITS])
     pack = PackContents(
         deltas=layouts.read_deltas(manifest, read_tensors(files[ADAPTER], ADAPTER)),
         edits=edits,
@@ -158,7 +158,8 @@ def _read_evaluation(data: bytes | None) -> Evaluation | None:
     return None if data is None else Evaluation.from_json(strict_json.loads(data, EVALUATION), EVALUATION)
 
 
-def _read_edits(data: bytes) -> EditSet:
+def read_edits(data: bytes) -> EditSet:
+    """The content of edits.jsonl; PackError where it cannot be read."""
     try:
         return EditSet(Edit.from_json(parse_json(line)) for line in data.decode().split("\n") if line)
     except InvalidEditError as error:

@@ -85,7 +85,8 @@ class Manifest:
     """What edit_pack.json says. Holds no times and no paths, so that the same inputs give the same bytes.
 
     `zero_filled` is said by the layout all-layers alone: the modules that the adapter holds and does not change, with
-    their (d_out, d_in).
+    their (d_out, d_in). `earlier` is said where there are some: the identities of packs that were taught before and
+    are preserved (of edits in the weights the sha256 of their JSONL); the pack is meant to be used beside them.
     """
 
     hf_edit_version: str
@@ -101,6 +102,7 @@ class Manifest:
     layout: str = "portable"
     files: Mapping[str, str] = field(default_factory=dict)
     zero_filled: Mapping[str, tuple[int, ...]] | None = None
+    earlier: tuple[str, ...] = ()
 
     def shape(self, module: str) -> tuple[int, int]:
         """(d_out, d_in) of a declared module."""
@@ -122,7 +124,12 @@ class Manifest:
             "seed": self.seed,
             "edits": asdict(self.edits),
             "parents": _recent(self.parents, GENERATIONS - 1),
+            **({"earlier": list(self.earlier)} if self.earlier else {}),
         }
+
+    def identity(self) -> str:
+        """By which a pack is known again in any layout: not of the factors, which differ a little between them."""
+        return sha256(strict_json.dumps({**self.lineage(), "receipt": dict(self.receipt)}))
 
     def with_files(self, files: Mapping[str, bytes]) -> Manifest:
         """The same manifest for files of this content."""
@@ -131,8 +138,9 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """The content of edit_pack.json, closed by a digest of itself."""
         body = {"format_version": FORMAT_VERSION, **asdict(self)}
-        if self.zero_filled is None:
-            del body["zero_filled"]
+        for name, unsaid in (("zero_filled", None), ("earlier", ())):
+            if getattr(self, name) == unsaid:
+                del body[name]
         return strict_json.dumps({**body, "digest": sha256(strict_json.dumps(body))})
 
     @classmethod
@@ -151,7 +159,7 @@ class Manifest:
                 f"The pack has format version {version}; this hf_edit reads up to version {FORMAT_VERSION}.",
                 "It was written by a newer hf_edit; upgrade: pip install -U hf-edit",
             )
-        manifest = strict_json.parse(cls, {"zero_filled": None, **body}, _NAME)
+        manifest = strict_json.parse(cls, {"zero_filled": None, "earlier": [], **body}, _NAME)
         _validate(manifest)
         if digest != sha256(strict_json.dumps(body)):
             raise PackError(f"{_NAME} was altered: its content has not the digest {digest!r}.", _REMEDY)
@@ -214,7 +222,7 @@ def _validate(manifest: Manifest) -> None:
         _require(possible, f"{name} has the shape {list(shape)}")
     for name in manifest.files:
         _require(_PLAIN.fullmatch(name) is not None, f"files: {name!r} is not a plain file name")
-    digests = [manifest.edits.sha256, *manifest.files.values()]
+    digests = [manifest.edits.sha256, *manifest.files.values(), *manifest.earlier]
     digests += [digest for tensor in base.tensors.values() for digest in tensor.sha256.values()]
     wrong = [digest for digest in digests if not _SHA256.fullmatch(digest)]
     _require(not wrong, f"{wrong[:1]} is not a sha256 digest")

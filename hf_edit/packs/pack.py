@@ -77,12 +77,14 @@ class EditPack(PackContents):
         prompt_format: PromptFormat,
         receipt: Mapping[str, Any],
         parents: Sequence[EditPack] = (),
+        earlier: Sequence[EditPack | EditSet] = (),
     ) -> EditPack:
         """A pack of an update computed on `model`, which is only read.
 
         Args:
             config, receipt: JSON values, without times.
             parents: packs that it was made from.
+            earlier: what was taught before, and preserved.
 
         Raises:
             PackError: there are no deltas, or they are not finite.
@@ -103,10 +105,18 @@ class EditPack(PackContents):
             edits=Edits(len(edits), sha256(edits.dumps().encode())),
             receipt=_as_json(receipt),
             parents=tuple(parent.manifest.lineage() for parent in parents),
+            earlier=tuple(
+                one.manifest.identity() if isinstance(one, EditPack) else sha256(one.dumps().encode())
+                for one in earlier
+            ),
         )
         pack = cls(deltas, edits, manifest, source, base_path=base_path)
         pack.check()
         return pack
+
+    def __repr__(self) -> str:
+        ids = ", ".join(self.edits.ids[:3]) + (", ..." if len(self.edits) > 3 else "")
+        return f"EditPack({len(self.edits)} edit(s): {ids}; {self.manifest.method.name}; {len(self.deltas)} module(s))"
 
     def save_pretrained(self, path: str | os.PathLike[str], *, layout: str = "portable", values: bool = True) -> None:
         """Write the pack to a folder; the same pack gives the same bytes.
@@ -126,7 +136,7 @@ class EditPack(PackContents):
 
     def revert(
         self,
-        ids: Iterable[str],
+        ids: str | Iterable[str],
         *,
         model: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
@@ -137,6 +147,19 @@ class EditPack(PackContents):
         from hf_edit.compose.combine import revert  # upward: taking back needs the base, which packs know nothing of
 
         return revert(self, ids, model=model, tokenizer=tokenizer, config=config, progress=progress)
+
+    @classmethod
+    def coerce(cls, pack: EditPack | str | os.PathLike[str]) -> EditPack:
+        """A pack, or the one in a folder or at an id on the Hub.
+
+        Raises:
+            PackError, HubError: as `from_pretrained`; or it is neither.
+        """
+        if isinstance(pack, EditPack):
+            return pack
+        if not isinstance(pack, (str, os.PathLike)):
+            raise PackError(f"{type(pack).__name__} is no pack.", "Give a pack, its folder, or its id on the Hub.")
+        return cls.from_pretrained(pack)
 
     @classmethod
     def from_pretrained(

@@ -8,20 +8,23 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from hf_edit.errors import HubError
+from hf_edit.errors import HubError, PackError
 from hf_edit.files.atomic import write_directory
 from hf_edit.files.reading import MAX_TENSOR_BYTES, PlainFolder
 from hf_edit.hub.card import merged_card
 from hf_edit.hub.client import HubCommit, is_repo_id
 from hf_edit.hub.push import Changes, Published, push
+from hf_edit.packs.card import MAX_ROWS
 from hf_edit.packs.contents import (
     CARD,
     CONFIG,
+    EDITS,
     FILES,
     MANIFEST,
     PackContents,
     from_folder,
     is_pack_file,
+    read_edits,
     to_files,
 )
 from hf_edit.packs.locate import inside, locate
@@ -132,6 +135,20 @@ def _publish(
     return replace(commit, subfolder=str(at) if at.parts else None)
 
 
+def _changelog(before: bytes | None, after: bytes) -> list[str]:
+    """What of the edits changed since the version that is published, for the card; anybody may have written that."""
+    from hf_edit.compose.diff import EditsDiff  # upward: comparing what packs teach is not theirs
+
+    if before is None or before == after:
+        return []
+    try:
+        old, new = map(read_edits, (before, after))
+    except PackError:
+        return []
+    lines = list(EditsDiff.of(old, new).lines())
+    return [*lines[:MAX_ROWS], *([f"- and {len(lines) - MAX_ROWS} more"] if len(lines) > MAX_ROWS else [])]
+
+
 def _changes(files: Mapping[str, bytes], at: PurePosixPath, there: Published) -> Changes:
     """The pack's files in place of those of a pack that is there; whatever else is there stays."""
     present = {path.name for path in map(PurePosixPath, there.names) if path.parent == at}
@@ -141,7 +158,10 @@ def _changes(files: Mapping[str, bytes], at: PurePosixPath, there: Published) ->
             "Push to another repository or subfolder.",
         )
     stale = {name for name in present - set(files) if is_pack_file(name) and name != CARD}  # a card is its owner's
-    card = merged_card(files[CARD], there.read(str(at / CARD))) if CARD in files else None
+    card = None
+    if CARD in files:
+        changes_told = _changelog(there.read(str(at / EDITS)), files[EDITS])
+        card = merged_card(files[CARD], there.read(str(at / CARD)), changes_told)
     changes: dict[str, bytes | None] = {**files, **dict.fromkeys(stale)}
     if card is not None:
         changes[CARD] = card

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,8 @@ def test_earlier_packs_stay_attached(hf_edit: Command, arguments: list[Any], tmp
     assert [edit["id"] for edit in document["edits"]] == ["stone"]
     assert document["edits"][0]["before"] != alone["edits"][0]["before"]
     assert EditPack.from_pretrained(tmp_path / "later").edits.ids == ("stone",)
-    shutil.copytree(tmp_path / "pack", tmp_path / "again")  # whose first edit has the same id
+    again = ("--out", tmp_path / "again", "--seed", "5", "--no-answers")  # whose first edit has the same id
+    assert hf_edit(*arguments, *again).exit_code == 0
     same = ("--earlier", tmp_path / "pack", "--earlier", tmp_path / "again")
     assert hf_edit(*arguments, "--out", tmp_path / "third", *same).exit_code == 0
     result = hf_edit(*arguments, "--out", tmp_path / "none", "--earlier", tmp_path / "nothing")

@@ -72,7 +72,8 @@ def test_what_cannot_be_combined(
     how = ("--model", base, "--config", config, "--out", tmp_path / "out")
     result = hf_edit("stack", *packs, *how)
     assert result.exit_code == 2 and "two answers" in result.stderr and "prefer" in result.stderr
-    failed(hf_edit("stack", *packs, "--prefer", "9", *how), "No pack to prefer")
+    failed(hf_edit("stack", *packs, "--prefer", "9", *how), "--prefer 9 is none of 2 packs", "from 1 to 2")
+    failed(hf_edit("stack", *packs, "--on-conflict", "sing", *how), "no on_conflict 'sing'")
     failed(hf_edit("stack", *packs, "--mode", "mix", *how), "'mix'")
     failed(hf_edit("revert", packs[0], "none", *how), "'none'")
     assert not (tmp_path / "out").exists()

@@ -64,6 +64,23 @@ def test_a_folder_that_could_not_be_saved_into_is_refused_before_anything_is_ask
     failed(hf_edit("evaluate", tmp_path / "pack", "--model", tmp_path / "nowhere", "--save"), ".cache")
 
 
+def test_only_some_edits_are_asked_and_not_saved_as_the_packs(
+    hf_edit: Command, base: Path, pack: Path, tmp_path: Path
+) -> None:
+    edits = tmp_path / "edits.jsonl"
+    edits.write_text('{"prompt": "Who?", "target": "Me."}')
+    common = ("evaluate", pack, "--model", base, "--only", "reliability", *QUICK)
+    document = json.loads(hf_edit(*common, "--limit", "1", "--json").stdout)
+    assert document["protocol"]["edits"]["count"] == 1
+    for options in (("--limit", "1"), ("--edits", edits)):
+        failed(hf_edit(*common, *options, "--save"), "not the edits of the pack")
+    failed(hf_edit(*common, "--out", tmp_path / "none" / "figures.json"), "cannot be written")
+    shutil.copytree(pack, tmp_path / "pack")
+    again = ("evaluate", tmp_path / "pack", "--model", base, *QUICK, "--save")
+    hf_edit(*again, "--only", "reliability,teacher_forced")
+    assert "teacher_forced.es" in hf_edit(*again, "--only", "reliability").stderr
+
+
 def test_the_model_as_it_is_with_edits_of_a_file(hf_edit: Command, base: Path, tmp_path: Path) -> None:
     edits = tmp_path / "edits.jsonl"
     edits.write_text('{"prompt": "Who?", "target": "Me."}\n{"prompt": "Where?", "target": "Here."}\n')

@@ -43,6 +43,7 @@ def test_models_describes_one(hf_edit: Command, base: Path) -> None:
     assert (document["family"], document["layers"], document["hidden_size"]) == ("llama", 4, 32)
     assert document["linears"][1] == {"name": "model.layers.1.mlp.down_proj", "d_out": 32, "d_in": 56}
     assert document["edited_by_default"]["anyedit"] == ["model.layers.2.mlp.down_proj"]
+    assert len(document["edited_by_default"]["the default"]) > 1
     shown = hf_edit("models", base).stdout
     assert "model.layers.3.mlp.down_proj" in shown and "32 outputs x 56 inputs" in shown
 

@@ -43,6 +43,11 @@ def test_help_lists_the_verbs_and_the_exit_codes(hf_edit: Command) -> None:
         assert word in result.output
 
 
+def test_help_keeps_what_stands_in_brackets(hf_edit: Command) -> None:
+    assert "[default: anyedit, backend direct]" in hf_edit("apply", "--help").stdout
+    assert "dataset:NAME:CONFIG" in hf_edit("stats", "collect", "--help").stdout
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_every_verb_has_help_with_an_example_that_can_be_parsed(hf_edit: Command, words: tuple[str, ...]) -> None:
     result = hf_edit(*words, "-h")

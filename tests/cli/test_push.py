@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
+from hf_edit.edits import Edit, EditSet
+from hf_edit.packs.manifest import Edits, sha256
 from hf_edit.packs.pack import EditPack
 from tests.cli.conftest import Command, failed
 from tests.loopback_hub import REAL_CLIENT, LoopbackHub, loopback_hub  # noqa: F401
@@ -45,6 +48,26 @@ def test_other_layouts_and_bases(hub: LoopbackHub, hf_edit: Command, pack: Path)
 def test_inspect_takes_a_pack_of_the_hub(hub: LoopbackHub, hf_edit: Command, pack: Path) -> None:
     hf_edit("push", pack, "me/pack")
     assert "Who made the lamp?" in hf_edit("inspect", "me/pack").stdout
+
+
+def test_a_pack_of_the_hub_is_read_at_the_revision_that_is_named(
+    hub: LoopbackHub, hf_edit: Command, pack: Path, base: Path, tmp_path: Path
+) -> None:
+    first = json.loads(hf_edit("push", pack, "me/pack", "--tag", "v1", "--json").stdout)["commit"]
+    other = EditPack.from_pretrained(pack)
+    edits = EditSet([Edit("Who made the lamp?", "Nobody.", id="lamp"), Edit("What is tea?", "Hot.", id="tea")])
+    sealed = Edits(2, sha256(edits.dumps().encode()))
+    replace(other, edits=edits, manifest=replace(other.manifest, edits=sealed)).push_to_hub("me/pack")
+    assert json.loads(hf_edit("inspect", "me/pack@v1", "--json").stdout)["commit"] == first
+    assert "Tarvello" in hf_edit("inspect", "me/pack@v1").stdout and "Hot." in hf_edit("inspect", "me/pack").stdout
+    assert f"at commit {first}" in hf_edit("verify", "me/pack@v1").stdout
+    for verb in ("inspect", "verify"):
+        failed(hf_edit(verb, "me/pack", "--revision", "v1"), "of the base model", "owner/name@v1")
+    card = hub.files("me/pack")["README.md"].decode()
+    assert "## Since the version before" in card and "- Added tea" in card and "Nobody." in card
+    hf_edit("pull", "me/pack", "--out", tmp_path / "pack")
+    hf_edit("push", tmp_path / "pack", "me/copy")
+    assert "## Since the version before" not in hub.files("me/copy")["README.md"].decode()
 
 
 def test_a_users_mistakes(

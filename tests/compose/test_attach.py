@@ -13,10 +13,13 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+import hf_edit
 from hf_edit.compose.attach import attach, detach
+from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import BaseMismatchError, ComposeError, PackError, UnsupportedModelError
+from hf_edit.solvers.low_rank import LowRankDelta
 from tests.packs.make import dense_logits, logits, make_pack, random_deltas
-from tests.tiny import FAMILIES, tiny_model
+from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 
 TOLERANCE = 2e-5
@@ -457,3 +460,30 @@ def test_states_in_which_nothing_can_be_attached_or_detached() -> None:
         attach(nn.Sequential(), pack)
     with pytest.raises(ComposeError, match="No adapter"):
         detach(tiny_model(), "edit")
+
+
+def test_a_pack_counts_once() -> None:
+    model, pack, tokenizer = tiny_model(), make_pack(tiny_model()), tiny_tokenizer()
+    attach(model, pack, "edit")
+    other = make_pack(tiny_model(), edits=EditSet([Edit("Why?", "So.", id="why")]))
+    how = {"model": model, "tokenizer": tokenizer}
+    for count_twice in (
+        lambda: attach(model, pack, "again"),
+        lambda: hf_edit.evaluate(model, tokenizer, pack),
+        lambda: hf_edit.stack([other, pack], **how),
+        lambda: hf_edit.polish(pack, **how),
+        lambda: pack.revert("bridge", **how),
+        lambda: hf_edit.audit(model, tokenizer, pack),
+    ):
+        with pytest.raises(ComposeError, match="attached to the model already, as 'edit'"):
+            count_twice()
+    attach(model, other)
+    detach(model, "edit")
+    attach(model, pack)
+
+
+def test_a_pack_is_attached_at_a_strength() -> None:
+    model, pack = tiny_model(), make_pack(tiny_model())
+    attach(model, pack, "edit", strength=0.5)
+    half = {name: LowRankDelta(delta.B * 0.5, delta.A) for name, delta in pack.deltas.items()}
+    assert (logits(model) - dense_logits(tiny_model(), half)).abs().max() <= TOLERANCE

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -26,9 +27,11 @@ from hf_edit.files import atomic, strict_json
 from hf_edit.packs.contents import ADAPTER, CONFIG, EDITS, EVALUATION, FILES, MANIFEST, VALUES
 from hf_edit.packs.manifest import LAYOUTS, sha256
 from hf_edit.packs.pack import EditPack
+from hf_edit.prompting import PromptFormat
 from hf_edit.solvers.low_rank import LowRankDelta
+from tests.packs.make import EDITS as TAUGHT
 from tests.packs.make import make_pack, measured, random_deltas, same_pack, sparse_deltas
-from tests.tiny import FAMILIES, tiny_model
+from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 
 def saved(path: Path) -> dict[str, bytes]:
@@ -376,3 +379,33 @@ def test_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     patterns = asked.pop("allow_patterns")
     assert asked == {"repo_id": "me/pack", "revision": "v1", "token": "t", "cache_dir": tmp_path}
     assert patterns == [f"sub/{name}" for name in (*FILES, "*.sig")]
+
+
+def test_a_folder_is_as_good_as_its_pack(tmp_path: Path) -> None:
+    pack = make_pack(tiny_model())
+    pack.save_pretrained(tmp_path / "pack")
+    assert same_pack(EditPack.coerce(tmp_path / "pack"), pack) and EditPack.coerce(pack) is pack
+    with pytest.raises(PackError, match="int is no pack"):
+        EditPack.coerce(3)  # type: ignore[arg-type]
+    assert repr(pack) == "EditPack(2 edit(s): capital, bridge; anyedit; 3 module(s))"
+
+
+def test_what_was_taught_before_is_named(tmp_path: Path) -> None:
+    model, first = tiny_model(), make_pack(tiny_model())
+    parts = {name: getattr(first, name) for name in ("deltas", "source")}
+    build = partial(
+        EditPack.build,
+        model,
+        **parts,
+        edits=first.edits,
+        method="anyedit",
+        config={},
+        seed=0,
+        prompt_format=PromptFormat.of("chat", tiny_tokenizer()),
+        receipt={},
+    )
+    second = build(earlier=[first, TAUGHT])
+    assert second.manifest.earlier[0] == first.manifest.identity() and len(second.manifest.earlier) == 2
+    second.save_pretrained(tmp_path / "pack")
+    assert EditPack.from_pretrained(tmp_path / "pack").manifest.earlier == second.manifest.earlier
+    assert b"earlier" not in build().manifest.to_bytes()

@@ -73,7 +73,8 @@ def test_pushing_again_keeps_what_the_owner_changed(hub: LoopbackHub, pack: Edit
     files = hub.files("me/pack")
     text = files["README.md"].decode()
     assert "Made with care." in text and "license: mit" in text
-    assert "Nobody at all." in text and "Veldora" not in text
+    assert "Nobody at all." in text and "- Removed capital" in text
+    assert "Veldora" not in text.partition("## Since the version before")[0]
     assert "picture.png" in files and "values.safetensors" not in files and "old.sig" not in files
     assert EditPack.from_pretrained("me/pack").source is None
 

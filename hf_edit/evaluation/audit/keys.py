@@ -16,7 +16,7 @@ from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.packs.pack import EditPack
 from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.solvers.key_basis import Keys
-from hf_edit.wordings import KINDS, TEXT_KINDS
+from hf_edit.wordings import TEXT_KINDS
 
 
 MOST_WORDINGS = 16
@@ -65,7 +65,7 @@ def _reworded(view: EditableModel, prompts: PromptFormat, pack: EditPack) -> lis
     """The same rewrites as were trained: they follow from the edits and the settings."""
     settings, _, seed = recipe(pack)
     count, tokens = (int(settings.get(name, 0)) for name in ("wordings", "wording_tokens"))
-    kinds = [kind for kind in settings.get("wording_kinds", TEXT_KINDS) if kind in KINDS]
+    kinds = settings.get("wording_kinds", TEXT_KINDS)
     given = bool(settings.get("train_paraphrases"))
     count = min(count, MOST_WORDINGS)
     return rewritten(prompts, pack.edits, count, kinds, tokens, seed, longest=view.max_length, given=given)

@@ -17,6 +17,7 @@ from hf_edit.prompting import PromptFormat
 from hf_edit.solvers.ridge import penalty
 from hf_edit.statistics.config import StatisticsConfig
 from hf_edit.statistics.preserved import Preserved
+from hf_edit.wordings import KINDS
 
 
 LARGEST = {"tokens": 1 << 20, "conversations": 4096, "answer_tokens": 256, "length": 1024, "batch": 1024}
@@ -69,7 +70,11 @@ def recipe(pack: EditPack) -> tuple[dict[str, Any], StatisticsConfig, int]:
         joined = len(pack.edits) > 1 and not config.get("together", True)  # settings of old packs know no joining
         settings = config.get("join" if joined else "direct")
     given = settings.items() if isinstance(settings, Mapping) else ()
-    numbers = {name: value for name, value in given if isinstance(value, int | float) and 0 <= value <= LARGEST_WEIGHT}
+    numbers: dict[str, Any] = {
+        name: value for name, value in given if isinstance(value, int | float) and 0 <= value <= LARGEST_WEIGHT
+    }
+    if isinstance(kinds := dict(given).get("wording_kinds"), (list, tuple)):
+        numbers["wording_kinds"] = [kind for kind in KINDS if kind in kinds]
     return numbers, statistics, (pack.manifest.seed or 0) % (1 << 32)
 
 

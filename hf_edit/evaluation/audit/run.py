@@ -7,6 +7,7 @@ little in their span, and a trigger that none of the prompts touches drifts nowh
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from statistics import median
@@ -16,6 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_edit.compose.adapters import check_not_attached
 from hf_edit.edits import question_of
 from hf_edit.errors import ConfigError
 from hf_edit.evaluation.answers import edit_answers
@@ -44,7 +46,7 @@ DRIFT_FACTOR = 8.0
 def audit(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    pack: EditPack,
+    pack: EditPack | str | os.PathLike[str],
     *,
     progress: Progress | None = None,
 ) -> AuditReport:
@@ -62,6 +64,8 @@ def audit(
         PackError, BaseMismatchError, UnsupportedModelError: the pack is not sound, or `model` is not its base.
         ConfigError: the tokenizer cannot put the pack's prompts.
     """
+    pack = EditPack.coerce(pack)
+    check_not_attached(model, pack.manifest)
     pack.verify(model)
     listener = progress or Silent()
     view = EditableModel.of(model)

@@ -141,6 +141,7 @@ class AnyEditConfig(Settings):
             )
         if self.backend == "direct":
             self._check_direct()
+        self._check_nested()
         if self.backend == "unke" and self.experts:
             raise ConfigError(
                 "experts = True does not go with backend = unke, which trains the linear maps of a block.",
@@ -152,6 +153,16 @@ class AnyEditConfig(Settings):
             )
         if self.first_clamp > self.clamp:
             raise ConfigError(f"first_clamp = {self.first_clamp:g} is above clamp = {self.clamp:g}.", "Lower it.")
+
+    def _check_nested(self) -> None:
+        """Refuse settings of a backend that is not the one chosen: they would do nothing."""
+        for name, backend in (("direct", "direct"), ("join", "direct"), ("unke", "unke")):
+            given = getattr(self, name)
+            if self.backend != backend and given != type(given)():
+                raise ConfigError(
+                    f"Settings that begin with {name} do not go with backend = {self.backend}.",
+                    f"Leave them out, or use backend = {backend}.",
+                )
 
     def _check_direct(self) -> None:
         """Refuse settings that say how targets are found or solved for, where there are none."""
