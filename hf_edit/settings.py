@@ -105,7 +105,10 @@ def _coerced(value: Any, hint: Any) -> Any:
 
 def _check(field: dataclasses.Field[Any], value: Any, hint: Any) -> None:
     if not _is_a(value, hint):
-        raise ConfigError(f"{field.name} = {value!r} is not of the type {_spoken(hint)}.", f"{field.metadata['help']}")
+        raise ConfigError(
+            f"{field.name} = {value!r} is not of the type {_spoken(hint)}.",
+            f"Give another value: {field.metadata['help']}",
+        )
     limits = field.metadata
     for part in value if isinstance(value, tuple) else (value,):
         broken = None

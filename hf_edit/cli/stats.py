@@ -40,9 +40,7 @@ def collect(
     tokens: Annotated[
         int | None, typer.Option(help="Tokens of plain text. [default: 5 per input of the widest edited map]")
     ] = None,
-    conversations: Annotated[
-        int | None, typer.Option(help="Questions that the model invents and answers, in the format chat.")
-    ] = None,
+    conversations: Annotated[int | None, typer.Option(help="Questions that the model invents and answers.")] = None,
     layers: Annotated[
         str | None, typer.Option(help="all, or numbers such as 18 or 3,4. [default: those edited by default]")
     ] = None,

@@ -58,7 +58,7 @@ def load_model(
     with quiet():
         with _translated(f"the model {id_or_path}"):
             AutoConfig.from_pretrained(source, trust_remote_code=False, **arguments)
-        with _translated(f"the tokenizer of {id_or_path}"):
+        with _translated(f"the tokenizer of {id_or_path}", "Save the model's tokenizer in the same place, whole."):
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **arguments)
         with _translated(f"the model {id_or_path}"):
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -166,8 +166,12 @@ def _device(device: str | None) -> torch.device | None:
 
 
 @contextmanager
-def _translated(what: str) -> Iterator[None]:
-    """Errors of the libraries about something that cannot be read, as errors that name it and say what to do."""
+def _translated(what: str, remedy: str | None = None) -> Iterator[None]:
+    """Errors of the libraries about something that cannot be read, as errors that name it and say what to do.
+
+    Args:
+        remedy: where it is there and cannot be used.
+    """
     try:
         yield
     except SafetensorError as error:
@@ -182,7 +186,8 @@ def _translated(what: str) -> Iterator[None]:
     except (ValueError, KeyError, ImportError, RuntimeError) as error:
         raise UnsupportedModelError(
             f"Cannot load {what}: {_first_line(error)}",
-            "Use a causal language model that is whole and whose code is part of the installed transformers.",
+            remedy
+            or "Use a causal language model that is whole and whose code is part of the installed transformers.",
         ) from error
 
 

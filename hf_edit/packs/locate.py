@@ -91,7 +91,7 @@ def found(
     if local.is_dir():
         return Place(local / sub)
     if isinstance(id_or_path, os.PathLike) or local.exists():
-        raise PackError(f"{id_or_path} is not a folder.", "Give the folder of a pack, or its id on the Hub.")
+        raise PackError(f"{id_or_path} is not a folder.", "Give the folder of a pack.")
     if not is_repo_id(id_or_path):
         raise PackError(
             f"{id_or_path!r} is no folder here, and no id of a repository on the Hub.",

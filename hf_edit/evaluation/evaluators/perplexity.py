@@ -21,7 +21,7 @@ class Perplexity(Evaluator):
             statistic="exp_mean",
         )
     }
-    needs = "a text"
+    needs = "a text (--text, or Material(text=))"
 
     def applies(self, task: Task) -> bool:
         return bool(task.material.text)
