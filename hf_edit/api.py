@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_edit._version import __version__
 from hf_edit.compose.adapters import check_not_attached
-from hf_edit.edits import Edit, EditSet
+from hf_edit.edits import Edit, EditSet, prompt_key
 from hf_edit.errors import ConfigError
 from hf_edit.methods import default_config, method_for
 from hf_edit.methods.base import Checkpoints, EditMethod
@@ -64,7 +64,7 @@ def edit(
             the backend direct.
         earlier: edits that were taught before and are to stay as they are: packs (or their folders) attached to the
             model, or edits in its weights. What the model says to their prompts, and the inputs at all of their
-            tokens, is preserved. The pack says what it was made beside.
+            tokens, is preserved, but for questions that are taught anew. The pack says what it was made beside.
         progress: who is told how far it is.
         resume_dir: a folder for intermediate results. A run that was killed goes on from there and gives the same
             pack. The caller removes it when the pack is saved.
@@ -99,7 +99,7 @@ def polish(
     Args:
         pack: where the refinement starts, or its folder or id on the Hub; it is not changed.
         model: the pack's base, without the pack. Only read.
-        config: settings of polish; none: its defaults, in the pack's own prompt format.
+        config: settings of polish; none: its defaults. Without a format it is the pack's own.
         tokenizer, earlier, progress, resume_dir, memory_budget: as for `edit`.
 
     Returns:
@@ -116,6 +116,8 @@ def polish(
     settings = config or PolishConfig(format=pack.manifest.prompt_format.name)
     if not isinstance(settings, PolishConfig):
         raise ConfigError(f"{type(settings).__name__} are no settings of polish.", "Give a PolishConfig, or none.")
+    if settings.format is None:
+        settings = replace(settings, format=pack.manifest.prompt_format.name)
     method = Polish(settings, pack.deltas)
     return _computed(
         model, tokenizer, pack.edits, method, earlier, progress, resume_dir, memory_budget, parents=[pack]
@@ -170,7 +172,9 @@ def _computed(
     """The pack that `method` computes of `edits`."""
     settings, listener = method.config, _listener(progress)
     before = _earlier(earlier)
-    kept = [edit for one in before for edit in (one.edits if isinstance(one, EditPack) else one)]
+    taught = {prompt_key(edit.prompt) for edit in edits}  # anew: the earlier answer is the one to be replaced
+    every = [edit for one in before for edit in (one.edits if isinstance(one, EditPack) else one)]
+    kept = [edit for edit in every if prompt_key(edit.prompt) not in taught]
     view, prompts = _opened(model, tokenizer, settings, [*edits, *kept], memory_budget)
     preserve = Preserved(
         view,
@@ -229,8 +233,7 @@ def _opened(
     budget = None if memory_budget is None else parse_bytes(memory_budget)
     view = EditableModel.of(model, budget, experts=getattr(settings, "experts", False))
     _check_vocabulary(view, prompts)
-    if view.max_length is not None:
-        prompts.check(edits, view.max_length)
+    prompts.check(edits, view.max_length)
     return view, prompts
 
 

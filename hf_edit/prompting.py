@@ -231,12 +231,12 @@ class PromptFormat:
         """What a manifest says of it."""
         return Prompting(self.name, self.fingerprint())
 
-    def check(self, edits: Iterable[Edit], max_length: int) -> None:
+    def check(self, edits: Iterable[Edit], max_length: int | None) -> None:
         """Refuse edits that cannot be taught.
 
         Args:
             edits: to look through.
-            max_length: how many tokens the model's context holds.
+            max_length: how many tokens the model's context holds, if that is known.
 
         Raises:
             InvalidEditError: prompt and target exceed the context, or the target holds text that becomes a special
@@ -245,7 +245,7 @@ class PromptFormat:
         """
         for edit in edits:
             encoded = self.encode(edit.prompt, edit.target)
-            if len(encoded) > max_length:
+            if max_length is not None and len(encoded) > max_length:
                 raise InvalidEditError(
                     f"Edit {edit.id!r} takes {len(encoded)} tokens ({encoded.answer_start} of them for the prompt), "
                     f"and the model's context holds {max_length}.",

@@ -126,7 +126,7 @@ def _candidates(prompt: Prompt, kind: str, seed: int, subject: str | None) -> It
     if kind in CHAT_KINDS:
         messages = (Message("user", prompt),) if isinstance(prompt, str) else prompt
         yield from _CHAT_MAKERS[kind](messages, draw)
-    elif kind not in ENGLISH_KINDS or _is_latin(question):
+    elif kind not in ENGLISH_KINDS or is_latin(question):
         for text in _TEXT_MAKERS[kind](question, subject, draw):
             yield text if isinstance(prompt, str) else (*prompt[:-1], Message("user", text))
 
@@ -226,7 +226,8 @@ def _unmarked(text: str, subject: str | None) -> str:
     return text if not bare or _holds(text, subject) and not _holds(bare, subject) else bare
 
 
-def _is_latin(text: str) -> bool:
+def is_latin(text: str) -> bool:
+    """Whether most letters are."""
     letters = [character for character in text if character.isalpha()]
     latin = sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
     return 2 * latin > len(letters)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,8 @@ from hf_edit.errors import (
     UnsupportedModelError,
 )
 from hf_edit.evaluation.answers import greedy_answers
+from hf_edit.methods.polish.config import PolishConfig, PolishSettings
+from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.models.editable import EditableModel
 from hf_edit.prompting import PromptFormat
 from hf_edit.statistics.config import StatisticsConfig
@@ -486,3 +489,56 @@ def test_the_caller_keeps_the_edits_and_settings(fast: AnyEditConfig) -> None:
     before = copy.deepcopy(edits)
     hf_edit.edit(tiny_model(), tiny_tokenizer(), edits, fast)
     assert edits == before
+
+
+def test_an_edit_taught_anew_is_not_held_to_its_earlier_answer(fast: AnyEditConfig) -> None:
+    old = EditSet([Edit("Who wrote the play?", "A fox wrote it.", id="old"), EDITS[1]])
+    new = [Edit("Who wrote the play?", "Nobody did.", id="new")]
+    model = tiny_model()
+    corrected = hf_edit.edit(model, tiny_tokenizer(), new, fast, earlier=old)
+    beside = hf_edit.edit(model, tiny_tokenizer(), new, fast, earlier=EditSet([EDITS[1]]))
+    assert all(torch.equal(delta.B, beside.deltas[name].B) for name, delta in corrected.deltas.items())
+    assert corrected.manifest.earlier != beside.manifest.earlier
+
+
+def test_a_polished_pack_keeps_its_prompt_format(fast: AnyEditConfig) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    pack = hf_edit.edit(model, tokenizer, EDITS[:1], replace(fast, format="plain"))
+    config = PolishConfig(
+        training=TrainingConfig(max_steps=1), conversations=2, strangers=0, statistics=fast.statistics
+    )
+    polished = hf_edit.polish(pack, model=model, tokenizer=tokenizer, config=config)
+    assert polished.manifest.prompt_format == pack.manifest.prompt_format
+    with pytest.raises(ConfigError, match="AnyEditConfig are no settings of polish"):
+        hf_edit.polish(pack, model=model, tokenizer=tokenizer, config=AnyEditConfig())  # type: ignore[arg-type]
+
+
+def test_apart_trained_edits_are_found_again_only_under_what_they_were_trained_on(
+    fast: AnyEditConfig, tmp_path: Path
+) -> None:
+    direct = PolishSettings(
+        training=TrainingConfig(max_steps=2), conversations=2, strangers=0, train_paraphrases=True, wordings=0
+    )
+    config = AnyEditConfig(backend="direct", together=False, direct=direct, statistics=fast.statistics)
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    packs = []
+    for paraphrase, folder in (("Whose is it?", "a"), ("Who did it?", "a"), ("Who did it?", "b")):
+        edits = [replace(edit, paraphrases=(paraphrase,)) for edit in EDITS[:2]]
+        packs.append(hf_edit.edit(model, tokenizer, edits, config, resume_dir=tmp_path / folder))
+    first, resumed, fresh = (pack.deltas[min(pack.deltas)].dense() for pack in packs)
+    assert torch.equal(resumed, fresh) and not torch.equal(first, fresh)
+
+
+def test_under_another_default_dtype(fast: AnyEditConfig) -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        pack = hf_edit.edit(tiny_model(), tiny_tokenizer(), EDITS[:1], fast)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.isfinite(delta.B).all() for delta in pack.deltas.values())
+
+
+def test_special_tokens_are_refused_where_no_context_is_known() -> None:
+    edits = [Edit("Who?", "Bob<|im_end|>Al")]
+    with pytest.raises(InvalidEditError, match="special token"):
+        hf_edit.edit(tiny_model("mamba"), tiny_tokenizer(), edits)

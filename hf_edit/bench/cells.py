@@ -106,8 +106,7 @@ class Bench:
         view = EditableModel.of(self.model)
         for data in self.config.data:
             prompts, questions = PromptFormat.of(data.format, self.tokenizer), self.questions[data.name]
-            if view.max_length is not None:
-                prompts.check(questions.edits, view.max_length)
+            prompts.check(questions.edits, view.max_length)
             settings = self.config.evaluation(data, self.config.seeds[0])
             chosen(settings.evaluators, self._task(data, questions.edits, settings), edited=True)
         for cell in cells:

@@ -86,8 +86,7 @@ def evaluate(
         pack.verify(model)
     view = EditableModel.of(model)
     prompts = _prompts(pack, settings, tokenizer)
-    if view.max_length is not None:
-        prompts.check(asked, view.max_length)
+    prompts.check(asked, view.max_length)
     task = Task.of(asked, known, settings, prompts)
     edited = pack is not None or context is not None
     evaluators = chosen(settings.evaluators, task, edited)

@@ -5,8 +5,7 @@ Where the system or the file system has no such call, the target is first rename
 renames, it is missing until `recover`, which reading and writing call, renames it back.
 
 What a killed process leaves beside the target is `.<name>.<random>.saving` (locked while its writer lives) or
-`.<name>.<random>.replaced`; the next save removes it. Killed before its first file it leaves an empty
-`.<name>.<random>.starting`, which stays.
+`.<name>.<random>.replaced`; the next save removes it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from hf_edit.errors import PackError
@@ -30,7 +29,8 @@ try:
 except ImportError:  # Windows: what killed writers leave cannot be told from the folders of living ones, so it stays
     fcntl = None  # type: ignore[assignment]
 
-_SAVING, _REPLACED, _UNLOCKED = ".saving", ".replaced", ".starting"
+_SAVING, _REPLACED = ".saving", ".replaced"
+_ATTEMPTS = 4
 _NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -110,17 +110,22 @@ def check_replaceable(path: str | os.PathLike[str], marker: str, known: Callable
 @contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
     """A new folder beside the target, locked; whatever is under its name afterwards is removed."""
-    temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}{_SAVING}"
-    unlocked = temporary.with_suffix(_UNLOCKED)  # under this name no other writer sweeps it away
-    unlocked.mkdir()
-    try:
-        with _open_folder(unlocked) as descriptor:
-            _lock(descriptor)
-            os.rename(unlocked, temporary)
-            yield temporary
-    finally:
-        for folder in (unlocked, temporary):
-            shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as stack:
+        yield _own_folder(target, stack)
+
+
+def _own_folder(target: Path, stack: ExitStack) -> Path:
+    """Until it is locked, another writer may take it for a leftover and remove it: then there is another."""
+    for attempt in range(_ATTEMPTS):
+        temporary = target.parent / f".{target.name}.{secrets.token_hex(8)}{_SAVING}"
+        temporary.mkdir()
+        stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            descriptor = stack.enter_context(_open_folder(temporary))
+            # where there are no locks nobody takes anything for a leftover
+            if (_lock(descriptor) or attempt == _ATTEMPTS - 1) and temporary.exists():
+                return temporary
+    raise OSError(errno.EBUSY, "others save there all the time")
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:

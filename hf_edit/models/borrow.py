@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from hf_edit.errors import UnsupportedModelError
 
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, frozen parameters and gradients inside; every flag and random state as before afterwards.
+    """Evaluation mode, frozen parameters, gradients, no autocast inside; flags and random states as before afterwards.
 
     Holds for normal exit, exceptions and Ctrl-C alike. Hooks and replaced `forward`s are the business of those who
     set them, each in a context of its own; tensors are never written.
@@ -31,7 +31,15 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=devices):
+    kinds = {"cpu", *(parameter.device.type for parameter in model.parameters())} - {"meta"}
+    with (
+        ExitStack() as plain,
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.random.fork_rng(devices=devices),
+    ):
+        for kind in sorted(kinds):  # a caller's autocast would run a part of an fp32 model in 16 bits
+            plain.enter_context(torch.autocast(kind, enabled=False))
         try:
             for module, _ in training:
                 module.training = False

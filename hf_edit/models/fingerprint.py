@@ -103,7 +103,7 @@ def running_fingerprint(model: nn.Module) -> str:
 
 def _active_parts(name: str, module: nn.Module) -> Iterator[str]:
     """Name, scale and weights of every adapter that changes what this module computes."""
-    if not isinstance(module, BaseTunerLayer) or module.disable_adapters:
+    if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) or module.disable_adapters:
         return
     for adapter in module.active_adapters:
         for parameter_name, parameter in module.named_parameters():

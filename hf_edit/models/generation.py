@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from hf_edit.batching import batched
 from hf_edit.edits import Prompt
-from hf_edit.models.forward import run
+from hf_edit.models.forward import context_length, run
 from hf_edit.models.prefix import States
 from hf_edit.models.trial import carries_context
 from hf_edit.prompting import Encoded, PromptFormat
@@ -128,12 +128,17 @@ def drafted(
 def own_answers(
     model: PreTrainedModel, prompts: PromptFormat, questions: Sequence[Prompt], max_new_tokens: int, batch: int
 ) -> list[Encoded]:
-    """Questions with what the model greedily says to them, and the end of the turn where it stopped by itself."""
+    """Questions with what the model greedily says to them, and the end of the turn where it stopped by itself.
+
+    Answers are shorter where the model's context holds no more.
+    """
     texts: list[Encoded] = []
+    context = context_length(model)
     for part in batched(questions, batch):
         rows = [prompts.prompt_ids(question) for question in part]
-        for row, said in zip(rows, continuations(model, rows, prompts.stop_ids, max_new_tokens), strict=True):
-            ends = (prompts.end_id,) if len(said) < max_new_tokens else ()
+        most = max_new_tokens if context is None else max(1, min(max_new_tokens, context - max(map(len, rows))))
+        for row, said in zip(rows, continuations(model, rows, prompts.stop_ids, most), strict=True):
+            ends = (prompts.end_id,) if len(said) < most else ()
             texts.append(Encoded((*row, *said, *ends), len(row)))
     return texts
 

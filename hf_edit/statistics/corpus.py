@@ -88,8 +88,7 @@ def write_corpus(
     Raises:
         StatisticsError: the text cannot be read, or is shorter than one row.
     """
-    width = max(linear.d_in for linear in model.linears)
-    rows = -(-(config.tokens or TOKENS_PER_INPUT * width) // config.length)
+    rows = -(-tokens_of(model, config) // config.length)
     with borrowed(model.model):
         kept = unfinished or Unfinished()
         if config.text == "self":
@@ -99,6 +98,11 @@ def write_corpus(
         asked = config.conversations > 0
         conversations = _conversations(model, prompts, config, seed, progress, kept) if asked else ()
     return Corpus(text, conversations, config.text)
+
+
+def tokens_of(model: EditableModel, config: StatisticsConfig) -> int:
+    """Tokens of plain text that statistics are over; where the settings leave it open, as the edited maps need."""
+    return config.tokens or TOKENS_PER_INPUT * max(linear.d_in for linear in model.linears)
 
 
 def _own_text(

@@ -14,10 +14,12 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from hf_edit.batching import batched
+from hf_edit.edits import Prompt
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.generation import Choice, continuations, sampling
 from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.statistics.config import StatisticsConfig
+from hf_edit.wordings import is_latin
 
 
 TOP_K = 50
@@ -83,19 +85,25 @@ def invent_alike(
     found: dict[str, None] = {}
     for part in batched(first_words(questions, count, seed), config.batch):
         for question, ended in _asked(model, prompts, part, choose):
-            found[question if ended else question.rpartition(" ")[0]] = None
+            whole = ended or (" " not in question and not is_latin(question))
+            found[question if whole else question.rpartition(" ")[0]] = None
     return [question for question in found if question]
 
 
 def first_words(questions: Sequence[str], count: int, seed: int) -> list[str]:
-    """How each question begins, `count` times: two words to three fifths of them; none of a single word."""
+    """How each question begins, `count` times: two words to three fifths of them; none of a single word.
+
+    Where words have no spaces between them, it is characters.
+    """
     generator = random.Random(seed)
     openings: list[str] = []
     for question in questions:
-        words = question.split()
+        words, space = question.split(), " "
+        if len(words) == 1 and any(map(str.isalpha, question)) and not is_latin(question):
+            words, space = list(question.strip()), ""
         for _ in range(count if len(words) > 1 else 0):
             kept = generator.randint(min(2, len(words) - 1), max(2, len(words) * 3 // 5))
-            openings.append(" ".join(words[:kept]))
+            openings.append(space.join(words[:kept]))
     return openings
 
 
@@ -123,13 +131,19 @@ def _asked(
 
 
 def invent_answers(
-    model: EditableModel, prompts: PromptFormat, questions: Sequence[str], tokens: int, batch: int, seed: int
+    model: EditableModel, prompts: PromptFormat, questions: Sequence[Prompt], tokens: int, batch: int, seed: int
 ) -> Iterator[Encoded]:
-    """For each question its prompt followed by an answer of at most `tokens`, without the end of its turn."""
-    choose = _choice(seed)
+    """For each question its prompt followed by an answer of at most `tokens`, without the end of its turn.
+
+    One that fills the model's context gets none and is left out.
+    """
+    choose, context = _choice(seed), model.max_length
     for part in batched(questions, batch):
-        rows = [prompts.prompt_ids(question) for question in part]
-        written = continuations(model.model, rows, prompts.stop_ids, tokens, choose)
+        rows = [ids for ids in map(prompts.prompt_ids, part) if context is None or len(ids) < context]
+        if not rows:
+            continue
+        most = tokens if context is None else min(tokens, context - max(map(len, rows)))
+        written = continuations(model.model, rows, prompts.stop_ids, most, choose)
         yield from (Encoded((*row, *answer), len(row)) for row, answer in zip(rows, written, strict=True))
 
 

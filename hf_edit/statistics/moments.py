@@ -83,7 +83,7 @@ class Accumulator:
             count = k.shape[0]
             sums = self._sums.setdefault(part, {})
             if name not in sums:
-                sums[name] = torch.zeros(k.shape[1], k.shape[1], device=k.device)
+                sums[name] = torch.zeros(k.shape[1], k.shape[1], dtype=k.dtype, device=k.device)
             sums[name] = sums[name].to(k.device).addmm_(k.T, k)
         self._tokens[part] = self._tokens.get(part, 0) + count
 

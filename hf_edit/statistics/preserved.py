@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hf_edit.edits import Edit, prompt_key, question_of
+from hf_edit.edits import Edit, Message, Prompt, prompt_key, question_of
 from hf_edit.errors import StatisticsError
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress
@@ -63,22 +63,41 @@ class Preserved:
         """
         config = self.config
         self.progress.stage("questions of the same kind", 1)
-        swapped = with_other_subjects(edits, count // 2, self.seed)
-        asked = [question_of(edit.prompt) for edit in edits]
-        alike = invent_alike(
-            self.model, self.prompts, asked, count - count // 2 if swapped else count, config, self.seed
-        )
+        behind: dict[tuple[Message, ...], list[Edit]] = {}
+        for edit in edits:
+            behind.setdefault(() if isinstance(edit.prompt, str) else edit.prompt[:-1], []).append(edit)
         taken = {prompt_key(edit.prompt) for edit in edits}
-        questions = [question for question in [*swapped, *alike] if prompt_key(question) not in taken]
+        questions = [
+            question
+            for messages, some in behind.items()
+            for question in self._alike(messages, some, edits, count)
+            if prompt_key(question) not in taken
+        ]
         answered = invent_answers(self.model, self.prompts, questions, config.answer_tokens, config.batch, self.seed)
         strangers = [encoded for encoded in answered if encoded.answer_ids]
         self.progress.step()
         return strangers
 
+    def _alike(
+        self, messages: tuple[Message, ...], edits: Sequence[Edit], every: Sequence[Edit], count: int
+    ) -> list[Prompt]:
+        """Questions like these edits', behind the messages that theirs stand behind, such as a system prompt."""
+        swapped = with_other_subjects(edits, count // 2, self.seed, every)
+        asked = [question_of(edit.prompt) for edit in edits]
+        more = count - count // 2 if swapped else count
+        alike = invent_alike(self.model, self.prompts, asked, more, self.config, self.seed)
+        return [(*messages, Message("user", text)) if messages else text for text in [*swapped, *alike]]
 
-def with_other_subjects(edits: Sequence[Edit], count: int, seed: int) -> list[str]:
-    """The questions of edits that name their subject, up to `count` for each, with subjects of other edits instead."""
-    subjects = list(dict.fromkeys(edit.subject for edit in edits if edit.subject))
+
+def with_other_subjects(
+    edits: Sequence[Edit], count: int, seed: int, among: Sequence[Edit] | None = None
+) -> list[str]:
+    """The questions of edits that name their subject, up to `count` for each, with subjects of other edits instead.
+
+    Args:
+        among: whose subjects; none: those of the edits themselves.
+    """
+    subjects = list(dict.fromkeys(edit.subject for edit in among or edits if edit.subject))
     generator = random.Random(seed)
     questions: dict[str, None] = {}
     for edit in edits:

@@ -26,7 +26,7 @@ from hf_edit.prompting import PromptFormat
 from hf_edit.statistics.collect import collect, sums_name
 from hf_edit.statistics.compression import Compressed, Compression, moment_of, parts_of
 from hf_edit.statistics.config import StatisticsConfig
-from hf_edit.statistics.corpus import WRITTEN, Corpus, write_corpus
+from hf_edit.statistics.corpus import WRITTEN, Corpus, tokens_of, write_corpus
 from hf_edit.statistics.files import opened, write
 from hf_edit.statistics.invented import PROCEDURE
 from hf_edit.statistics.moments import SecondMoments
@@ -276,7 +276,8 @@ def base_folder(model: EditableModel) -> Path:
 def recipe_folder(model: EditableModel, prompts: PromptFormat, config: StatisticsConfig, seed: int) -> Path:
     """Where the statistics of this base under these settings lie, if they were collected."""
     model_type = model.model.config.model_type  # equal weights in another architecture give other keys
-    parts = [PROCEDURE, model_type, config.to_json(), seed, _text_digest(config.text), prompts.fingerprint()]
+    settings = {**config.to_json(), "tokens": tokens_of(model, config)}
+    parts = [PROCEDURE, model_type, settings, seed, _text_digest(config.text), prompts.fingerprint()]
     recipe = json.dumps(parts, sort_keys=True)
     return base_folder(model) / hashlib.sha256(recipe.encode()).hexdigest()[:16]
 

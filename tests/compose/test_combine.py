@@ -305,3 +305,12 @@ def test_two_answers_to_one_question(model) -> None:
             stacked(model, port, other, mode="add", prefer="order")
     with pytest.warns(HfEditWarning, match="ask the same"):
         assert set(stacked(model, port, reworded).edits.ids) == {"port", "reworded"}
+
+
+@pytest.mark.filterwarnings("ignore:.*not answered word for word:hf_edit.errors.HfEditWarning")
+def test_a_long_question_is_taken_back_within_the_context() -> None:
+    model = tiny_model("gpt2")  # learned positions end at 256
+    long = Edit("word " * 40 + "?", "Yes.", id="long")
+    pack = make_pack(model, edits=EditSet([long, Edit("Who?", "Me.", id="who")]))
+    assert len(pack.prompts(tiny_tokenizer()).prompt_ids(long.prompt)) < 256
+    assert revert(pack, "long", model=model, tokenizer=tiny_tokenizer()).edits.ids == ("who",)

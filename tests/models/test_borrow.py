@@ -102,3 +102,14 @@ def test_a_model_made_in_inference_mode_is_refused_untouched() -> None:
         with pytest.raises(UnsupportedModelError, match="inference_mode"), borrowed(model):
             pass
         assert changed(before, snapshot(model)) == []
+
+
+def test_a_callers_autocast_takes_no_part() -> None:
+    model = tiny_model()
+    ids = torch.arange(3, 9)[None]
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with borrowed(model):
+                assert torch.equal(model(input_ids=ids).logits, expected)
+            assert torch.is_autocast_enabled("cpu")

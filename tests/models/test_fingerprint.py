@@ -10,7 +10,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from hf_edit.errors import UnsupportedModelError
-from hf_edit.models.fingerprint import base_modules, dtype_name, matches, model_fingerprint, tensor_digests
+from hf_edit.models.fingerprint import (
+    base_modules,
+    dtype_name,
+    matches,
+    model_fingerprint,
+    running_fingerprint,
+    tensor_digests,
+)
 from tests.tiny import FAMILIES, tiny_model
 
 
@@ -96,3 +103,14 @@ def test_a_change_of_any_column_of_a_wide_weight_is_seen() -> None:
     with torch.no_grad():
         model[0].weight[:, 1:] += 1
     assert model_fingerprint(model) != before
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_trained_copies_of_whole_modules_run_too() -> None:
+    model = get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    before = running_fingerprint(model)
+    with torch.no_grad():
+        model.base_model.model.lm_head.modules_to_save["default"].weight.mul_(2)
+    assert running_fingerprint(model) != before
+    with model.disable_adapter():
+        assert running_fingerprint(model) == running_fingerprint(tiny_model())

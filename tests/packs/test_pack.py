@@ -378,7 +378,7 @@ def test_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert same_pack(read, pack)
     patterns = asked.pop("allow_patterns")
     assert asked == {"repo_id": "me/pack", "revision": "v1", "token": "t", "cache_dir": tmp_path}
-    assert patterns == [f"sub/{name}" for name in (*FILES, "*.sig")]
+    assert patterns == [*(f"sub/{name}" for name in (*FILES, "*.sig")), "config.json"]
 
 
 def test_a_folder_is_as_good_as_its_pack(tmp_path: Path) -> None:

@@ -129,14 +129,16 @@ def test_strangers_are_answered_by_the_base(view: EditableModel, chat: PromptFor
     strangers = preserved(view, chat).strangers(EDITS, 3)
     assert 2 <= len(strangers) <= 6
     assert strangers == preserved(view, chat).strangers(EDITS, 3)
-    asked = [chat.prompt_ids(question) for question in alike(view, chat, QUESTIONS, 3)]
+    system = EDITS[1].prompt[0]
+    asked = [chat.prompt_ids(question) for question in alike(view, chat, QUESTIONS[:1], 3)]
+    asked += [chat.prompt_ids((system, Message("user", q))) for q in alike(view, chat, QUESTIONS[1:], 3)]
     for stranger in strangers:
         assert stranger.prompt_ids in asked
         assert 0 < len(stranger.answer_ids) <= CONFIG.answer_tokens and not chat.stop_ids & set(stranger.answer_ids)
 
 
 def test_messages_are_asked_about_their_question(view: EditableModel, chat: PromptFormat) -> None:
-    texts = preserved(view, chat).strangers(EDITS[1:], 4)
+    texts = preserved(view, chat).strangers([Edit((Message("user", QUESTIONS[1]),), "I.")], 4)
     alone = preserved(view, chat).strangers([Edit(QUESTIONS[1], "I.")], 4)
     assert texts == alone != []
 
@@ -184,3 +186,23 @@ def test_swapped_questions_of_other_edits_are_no_strangers(view: EditableModel, 
     strangers = preserved(view, chat).strangers(edits, 4)
     assert strangers and not {stranger.prompt_ids for stranger in strangers} & asked
     assert chat.prompt_ids("Who rules Veldora?") in {stranger.prompt_ids for stranger in strangers}
+
+
+def test_strangers_are_asked_behind_the_edits_own_system_message(view: EditableModel, chat: PromptFormat) -> None:
+    system = Message("system", "Be brief.")
+    edits = [Edit((system, Message("user", question)), "Yes.") for question in QUESTIONS]
+    plain = [Edit(question, "Yes.") for question in QUESTIONS]
+    found = {}
+    for name, some in (("system", edits), ("plain", plain)):
+        preserved = Preserved(view, chat, CONFIG, 0, Silent())
+        found[name] = {text.prompt_ids for text in preserved.strangers(some, 4)}
+    begin = chat.prompt_ids((system, Message("user", "Who?")))[:6]
+    assert found["system"] and all(ids[:6] == begin for ids in found["system"])
+    assert not any(ids[:6] == begin for ids in found["plain"])
+
+
+@pytest.mark.parametrize("question", ["日本の首都はどこですか", "法国的首都是哪里？", "เมืองหลวงของไทยคืออะไร"])
+def test_questions_without_spaces_begin_too(question: str) -> None:
+    found = first_words([question], 5, 0)
+    assert len(found) == 5 and all(question.startswith(one) and 2 <= len(one) < len(question) for one in found)
+    assert first_words(["Antidisestablishmentarianism"], 5, 0) == []

@@ -133,7 +133,9 @@ class AnyEdit:
     def _edited(self, model: EditableModel) -> list[EditableLinear]:
         """The MLP output maps of the chosen layers: the last has the targets. Errors as for `linears`."""
         layers = self.config.layers
-        return mlp_outputs(model, (round(0.6 * model.n_layers),) if layers is None else layers)
+        return mlp_outputs(
+            model, (min(round(0.6 * model.n_layers), model.n_layers - 1),) if layers is None else layers
+        )
 
     def _targets(
         self,

@@ -12,6 +12,7 @@ and biases stay as they are, since their change is no low-rank change of a linea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,15 +20,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hf_edit.errors import UnsupportedModelError
 from hf_edit.methods.anyedit.targets import Targets
 from hf_edit.methods.anyedit.unke_config import UnKESettings
 from hf_edit.models.editable import EditableLinear, EditableModel, check_finite
+from hf_edit.models.reach import Reach
 from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded
 from hf_edit.solvers.low_rank import LowRankDelta
 from hf_edit.solvers.weighted import compressed_on
 
 
+ROUTER = re.compile(r"(^|[._])router(\.|$)|\.gate(\.|$)")
+"""Names of maps that choose among experts."""
 KEY, OWN, PRESERVED, PADDING = range(4)
 BATCH_TOKENS = 4096  # tokens that run together; every step sees all of them, so this bounds memory and nothing else
 
@@ -64,12 +69,13 @@ def train_block(
     texts = [*(_Text(e, t) for e, t in zip(encoded, targets, strict=True)), *(_Text(e, None) for e in preserved)]
     batches = [_batch(model, layer, group) for group in _grouped(texts)]
     objective = _Objective.of(batches, settings)
-    changes, parameters = _start(model.block_linears(layer), settings, torch.promote_types(model.dtype, torch.float32))
+    linears = trained_linears(model, layer)
+    changes, parameters = _start(linears, settings, torch.promote_types(model.dtype, torch.float32))
     steps = _train(model, layer, batches, objective, changes, parameters, settings, progress)
 
     deltas, figures = {}, {"steps": float(steps)}
     with torch.no_grad():
-        for linear in model.block_linears(layer):
+        for linear in linears:
             change = changes[linear.name]
             if isinstance(change, LowRankDelta):
                 deltas[linear.name] = LowRankDelta(change.B.detach(), change.A.detach())
@@ -80,6 +86,25 @@ def train_block(
                 figures[f"compression_error.{linear.name}"] = lost
         sums = torch.stack([_squared_errors(model, layer, batch, deltas) for batch in batches]).sum(dim=0)
     return deltas, figures | objective.errors(sums)
+
+
+def trained_linears(model: EditableModel, layer: int) -> list[EditableLinear]:
+    """The linear maps of a block that an adapter can change wherever it is opened; a router is left alone.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    reach = Reach(model.model)
+    found = [
+        linear
+        for linear in model.block_linears(layer)
+        if not ROUTER.search(linear.name) and reach.reaches(linear.name)
+    ]
+    if not found:
+        raise UnsupportedModelError(
+            f"PEFT puts no adapter around any linear map of block {layer}.", "Use another backend than unke."
+        )
+    return found
 
 
 class _Text(NamedTuple):
@@ -143,7 +168,8 @@ def _grouped(texts: Sequence[_Text]) -> Iterator[list[_Text]]:
 def _batch(model: EditableModel, layer: int, texts: Sequence[_Text]) -> _Batch:
     ids, _ = model.ids([text.encoded.ids for text in texts])
     entering = model.trace(ids, entering=[layer]).entering[layer]
-    shift = torch.zeros_like(entering)
+    linear = model.linears[layer]
+    shift = entering.new_zeros(*ids.shape, linear.d_out)
     kinds = torch.full_like(ids, PADDING)
     for row, (encoded, targets) in enumerate(texts):
         kinds[row, : len(encoded)] = PRESERVED if targets is None else OWN
@@ -152,7 +178,7 @@ def _batch(model: EditableModel, layer: int, texts: Sequence[_Text]) -> _Batch:
             shift[row, targets.positions] = targets.deltas.to(shift)
     with torch.no_grad():
         own = model.block_outputs(layer, ids, entering)
-        goal = model.block_outputs(layer, ids, entering, shift=(model.linears[layer], shift))
+        goal = model.block_outputs(layer, ids, entering, shift=(linear, shift))
     asked = float((goal - own).double().square().sum())
     check_finite(torch.tensor(asked), f"The change asked of block {layer}")
     return _Batch(ids, kinds.to(goal.device), entering, goal, asked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from hf_edit.methods.anyedit.config import AnyEditConfig
 from hf_edit.methods.anyedit.targets import Targets
 from hf_edit.methods.base import KeyValues
+from hf_edit.methods.beginnings import beginnings
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.prompting import Encoded
 from hf_edit.solvers.low_rank import LowRankDelta
@@ -68,7 +69,8 @@ def spread_update(
     nothing = torch.zeros(0, dtype=torch.long), torch.zeros(0, last.d_out)
     if earlier_weight:
         texts += [_Text(e.ids, *nothing, earlier_weight) for e in earlier]
-    batches = [_batch(model, group) for group in _groups(texts)]
+    edited = {beginnings(text.ids)[place] for text in texts for place in text.positions.tolist()}
+    batches = [_batch(model, group, edited) for group in _groups(texts)]
     goals: list[Tensor] = []  # Z = H0 + delta, per batch (n, d)
 
     deltas: dict[str, LowRankDelta] = {}
@@ -127,18 +129,26 @@ def _groups(texts: Iterable[_Text]) -> list[list[_Text]]:
     return groups
 
 
-def _batch(model: EditableModel, texts: Sequence[_Text]) -> _Batch:
+def _batch(model: EditableModel, texts: Sequence[_Text], edited: Collection[int]) -> _Batch:
+    """The texts, padded.
+
+    Args:
+        edited: beginnings that end in a key. A text that begins like another up to one of its keys, as a conversation
+            that goes on or an earlier answer to the same question does, cannot stay as it is there.
+    """
     ids, mask = model.ids([text.ids for text in texts])
-    keys = torch.zeros_like(ids, dtype=torch.bool)
+    keys, moving = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
     for row, text in enumerate(texts):
         keys[row, text.positions.to(ids.device)] = True
+        known = [beginning in edited for beginning in beginnings(text.ids)]
+        moving[row, : len(known)] = torch.tensor(known, device=ids.device)
     weights = torch.tensor([text.weight for text in texts], dtype=torch.float64, device=ids.device)
     accumulate = torch.promote_types(model.dtype, torch.float32)
     return _Batch(
         ids=ids,
         mask=mask,
         keys=keys,
-        weights=weights[:, None] * (mask.bool() & ~keys),
+        weights=weights[:, None] * (mask.bool() & ~keys & ~moving),
         deltas=torch.cat([text.deltas for text in texts]).to(ids.device, accumulate),
         counts=[len(text.positions) for text in texts],
     )

@@ -64,7 +64,9 @@ class Finetune:
         known = answered(preserve.conversations())[: config.conversations]
         dtype = torch.promote_types(model.dtype, torch.float32)
         factors = LoraFactors(linears, config.rank, dtype, torch.Generator().manual_seed(config.seed))
-        teacher = Teacher(model, [known, preserve.earlier], first)
+        taught = {prompts.prompt_ids(edit.prompt) for edit in edits}
+        held = [[text for text in texts if text.prompt_ids not in taught] for texts in (known, preserve.earlier)]
+        teacher = Teacher(model, held, first)
         course = Course(model, first, trainees, teacher, config.training, config.seed)
         trained = train(course, factors, checkpoints, progress)
         return result_of(edits, trained, factors.detached())

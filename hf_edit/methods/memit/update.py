@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_edit.methods.base import KeyValues
+from hf_edit.methods.beginnings import beginnings
 from hf_edit.methods.memit.facts import Fact, KeyedText
 from hf_edit.methods.memit.targets import Targets
 from hf_edit.models.editable import EditableLinear, EditableModel
@@ -37,7 +38,8 @@ def spread_update(
 
     Args:
         linears: the edited maps, by ascending layer; the targets belong to the last.
-        earlier: texts of which every token is preserved, with weight `earlier_weight`.
+        earlier: texts of which every token is preserved, with weight `earlier_weight`, but for those that are keys of
+            a fact: what is edited cannot stay as it is.
         batch: facts, or earlier texts, run at once.
         solve: the update of a linear from its columns.
 
@@ -47,6 +49,7 @@ def spread_update(
     deltas: dict[str, LowRankDelta] = {}
     source: list[dict[str, KeyValues]] = [{} for _ in facts]
     wanted = (targets.states + targets.deltas).to(model.device)
+    edited = {beginnings(text.encoded.ids)[text.key] for fact in facts for text in fact.texts}
     for index, linear in enumerate(linears):
         columns = Columns(linear.d_out, linear.d_in)
         with model.updated(deltas):
@@ -62,7 +65,9 @@ def spread_update(
                     asked[linear.name] = KeyValues(torch.tensor([fact.key]), residual[None].float().cpu())
             for part in _parts(len(earlier), batch):
                 ids, mask = model.ids([text.ids for text in earlier[part]])
-                tokens = model.trace(ids, mask, inputs=[linear]).inputs[linear.name][mask.bool()].T  # (f, m)
+                inputs = model.trace(ids, mask, inputs=[linear]).inputs[linear.name]
+                staying = [[b not in edited for b in beginnings(text.ids)] for text in earlier[part]]
+                tokens = torch.cat([row[: len(s)][s] for row, s in zip(inputs, staying, strict=True)]).T  # (f, m)
                 none = tokens.new_zeros(linear.d_in, 0)
                 columns.add(none, tokens.new_zeros(linear.d_out, 0), earlier_weight**0.5 * tokens)
         deltas[linear.name] = solve(linear, columns).to(dtype=torch.promote_types(model.dtype, torch.float32))

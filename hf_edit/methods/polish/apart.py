@@ -66,7 +66,8 @@ def polished_apart(
     def alone(pair: tuple[Edit, Text]) -> dict[str, Tensor]:
         """The factors of one edit, and how its training went."""
         edit, text = pair
-        key = key_of(text.ids.tolist(), text.start, [e.ids for e in preserve.earlier], dict(recipe))
+        earlier = [e.ids for e in preserve.earlier]
+        key = key_of(edit.to_json(), text.ids.tolist(), text.start, earlier, dict(recipe), polishing.moments_digest)
         kept = checkpoints.load(key)
         if kept is None:
             factors, trained = polishing.optimised(EditSet([edit]), checkpoints, Silent())

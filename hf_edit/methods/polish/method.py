@@ -10,6 +10,7 @@ keys; and the base's own answers to other questions are held by a divergence.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hf_edit.edits import EditSet
+from hf_edit.edits import EditSet, prompt_key
 from hf_edit.errors import ConfigError, HfEditWarning
 from hf_edit.methods.base import Checkpoints, EditResult, Preservation
 from hf_edit.methods.checkpoints import NoCheckpoints
@@ -41,6 +42,8 @@ from hf_edit.wordings import CHAT_KINDS, rewrites
 
 DEPTHS = (0.4, 0.5, 0.6, 0.7)
 """Where the edited blocks lie by default, as shares of the depth."""
+SPARE_WORDINGS = 4
+"""Rewrites that are looked at beyond those that are wanted, as some may be another edit's too."""
 DECOY_EDITS = 4
 DECOY_TRAINING = TrainingConfig(max_steps=20, stop_loss=0.1, drift_weight=0.0, shrink=False)
 
@@ -135,6 +138,8 @@ class Polishing:
         self._talks = answered(preserve.conversations())[: settings.conversations]
         self._heard: dict[Encoded, Known] = {}
         self._moments = self._second_moments()
+        sums = {name: (C.sum(), C.square().sum(), C.diagonal().sum()) for name, C in self._moments.items()}
+        self.moments_digest = {name: [float(value) for value in some] for name, some in sums.items()}
 
     def optimised(
         self, edits: EditSet, checkpoints: Checkpoints, progress: Progress
@@ -144,7 +149,12 @@ class Polishing:
         trainees = _trainees(self._model, self._prompts, edits, settings, self._seed, self.first)
         asked = self._preserve.strangers(edits, settings.strangers) if settings.strangers else ()
         rank = settings.rank or default_rank(len(edits))
-        held = Teacher(self._model, [self._talks, [*asked, *self._preserve.earlier]], self.first, self._heard)
+        taught = {self._prompts.prompt_ids(edit.prompt) for edit in edits}
+        talks, others = (
+            [text for text in texts if text.prompt_ids not in taught]
+            for texts in (self._talks, [*asked, *self._preserve.earlier])
+        )
+        held = Teacher(self._model, [talks, others], self.first, self._heard)
         factors = self._factors(trainees, rank, asked, self._start)
         if self._start and not self._helps(factors, trainees, held):
             warnings.warn(
@@ -296,8 +306,9 @@ def rewritten(
 ) -> list[Encoded]:
     """The edits' questions in other words, `count` for each, with the first `tokens` of the answer.
 
-    Left out is a rewrite that the model's context of `longest` tokens does not hold, or that its template does not
-    take, as one with a system message.
+    Left out is a rewrite that the model's context of `longest` tokens does not hold, that its template does not take,
+    as one with a system message, or that says no more which of two edits is asked for: of "When was X born?" and
+    "Where was X born?" the content words are the same.
 
     Args:
         kinds: of rewrites; those of a chat only in the format chat.
@@ -305,9 +316,18 @@ def rewritten(
     """
     found: list[Encoded] = []
     kinds = [kind for kind in kinds if prompts.name == "chat" or kind not in CHAT_KINDS]
-    for edit in edits:
-        known = edit.paraphrases if given else ()
-        for prompt in rewrites(edit.prompt, count + len(known), seed, kinds, subject=edit.subject, paraphrases=known):
+    asked = [(edit, edit.paraphrases if given else ()) for edit in edits]
+    candidates = [
+        rewrites(
+            edit.prompt, count + len(known) + SPARE_WORDINGS, seed, kinds, subject=edit.subject, paraphrases=known
+        )
+        for edit, known in asked
+    ]
+    times = Counter(prompt_key(edit.prompt) for edit in edits)
+    times.update(prompt_key(prompt) for some in candidates for prompt in some)
+    for (edit, known), some in zip(asked, candidates, strict=True):
+        clear = [prompt for prompt in some if times[prompt_key(prompt)] == 1]
+        for prompt in clear[: count + len(known)]:
             try:
                 encoded = prompts.encode(prompt, edit.target)
             except ConfigError:

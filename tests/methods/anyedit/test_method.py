@@ -18,6 +18,7 @@ from hf_edit.methods.anyedit.config import OF_TARGETS, AnyEditConfig, UnKEConfig
 from hf_edit.methods.anyedit.method import AnyEdit, UnKE
 from hf_edit.methods.anyedit.unke_config import UnKESettings
 from hf_edit.methods.base import Checkpoints, EditResult
+from hf_edit.methods.beginnings import beginnings
 from hf_edit.methods.checkpoints import FolderCheckpoints, NoCheckpoints
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
@@ -231,3 +232,9 @@ def test_settings_that_make_no_sense(values: dict[str, object], said: str) -> No
 
 def test_a_small_window_needs_no_word_about_sentences() -> None:
     assert AnyEditConfig(window=1).min_chunk > 1
+
+
+def test_a_text_that_begins_like_an_edit_is_not_held_to_its_keys() -> None:
+    """As an earlier answer to the same question, or a conversation that goes on behind it, does."""
+    assert beginnings([1, 2, 3])[:2] == beginnings([1, 2, 4])[:2]
+    assert beginnings([1, 2, 3])[2] != beginnings([1, 3, 2])[2] and beginnings([5, 2])[1] != beginnings([1, 2])[1]

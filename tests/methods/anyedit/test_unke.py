@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from hf_edit.methods.anyedit.unke import train_block
 from hf_edit.methods.anyedit.unke_config import UnKESettings
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
+from hf_edit.models.reach import Reach
 from hf_edit.progress import Silent
 from hf_edit.prompting import Encoded
 from tests.methods.anyedit.reference_unke import (
@@ -179,3 +182,17 @@ def test_settings_are_checked() -> None:
         UnKESettings(parametrisation="lora")
     with pytest.raises(ConfigError, match="rank = 0 is below 1"):
         UnKESettings(rank=0)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "jetmoe", "mamba", "gemma3n_text", "mixtral"])
+def test_only_maps_that_every_reader_of_a_pack_reaches_are_trained(family: str) -> None:
+    view = EditableModel.of(tiny_model(family))
+    names = [linear.name for linear in unke.trained_linears(view, LAYER)]
+    reach = Reach(view.model)
+    assert names and all(reach.reaches(name) for name in names)
+    assert not any("router" in name or name.endswith(".gate") for name in names)
+    size = view.linears[LAYER].d_out
+    asked = [Targets(t.positions, torch.randn(len(t.positions), size).double(), t.losses, t.losses) for t in ASKED]
+    with borrowed(view.model):
+        deltas, _ = train_block(view, LAYER, EDITS, asked, KEPT, replace(SETTINGS, steps=1), Silent())
+    assert list(deltas) == names

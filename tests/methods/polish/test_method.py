@@ -18,7 +18,7 @@ from hf_edit.methods.training.course import Course, Trained, Trainee
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Silent
-from hf_edit.prompting import PromptFormat
+from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.solvers.low_rank import LowRankDelta
 from hf_edit.wordings import rewrites
 from tests.methods.preserving import Fixed
@@ -222,3 +222,36 @@ def test_settings_that_make_no_sense(values: dict[str, object], said: str) -> No
 def test_a_layer_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match="Layer 4 does not exist: the model has 4 blocks"):
         compute(EDITS, layers=(1, 4))
+
+
+def test_a_rewrite_that_two_edits_share_is_trained_for_neither(trained_on: list[Trainee]) -> None:
+    edits = EditSet(
+        [
+            Edit("When was Barack Obama born?", "1961", subject="Barack Obama"),
+            Edit("Where was Barack Obama born?", "Honolulu", subject="Barack Obama"),
+        ]
+    )
+    compute(edits, wordings=1)
+    prompts = [tuple(trainee.text.ids[: trainee.text.start].tolist()) for trainee in trained_on]
+    assert len(prompts) == len(set(prompts)) == 4
+    assert CHAT.prompt_ids("Barack Obama born") not in prompts
+
+
+def test_what_is_taught_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question of the statistics that is an edit's own."""
+    held: list[Encoded] = []
+    teach = module.Teacher
+
+    def noting(model: EditableModel, groups: list[list[Encoded]], *rest: object) -> object:
+        held.extend(text for group in groups for text in group)
+        return teach(model, groups, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "Teacher", noting)
+    own, other = (CHAT.encode(question, "Perhaps.") for question in (EDITS[0].prompt, "And who else?"))
+    view = EditableModel.of(tiny_model())
+    config = PolishConfig(layers=(2,), training=ONE_STEP, strangers=0)
+    with borrowed(view.model):
+        preserve = Fixed(random_moments(view), asked=(own, other))
+        Polish(config).compute(view, CHAT, EDITS, preserve, NoCheckpoints(), Silent())
+    assert other.prompt_ids in {text.prompt_ids for text in held}
+    assert own.prompt_ids not in {text.prompt_ids for text in held}
