@@ -85,13 +85,15 @@ def test_backends_differ_in_the_solve_alone() -> None:
     assert not torch.allclose(memit.deltas[name].dense(), alphaedit.deltas[name].dense(), rtol=0.1)
 
 
-@pytest.mark.parametrize("other", [{"backend": "alphaedit"}, {"preservation": 3.0}, {"backend": "unke"}])
+@pytest.mark.parametrize(
+    "other",
+    [{"backend": "alphaedit"}, {"preservation": 3.0}, {"backend": "unke", "unke": {"steps": 2, "rank": 2}}],
+)
 def test_targets_are_found_once_for_all_that_is_made_of_them(
     other: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was found for one solve serves another one, with the result of finding it anew."""
-    unke = UnKESettings(steps=2, rank=2)
-    first = AnyEditConfig(window=4, max_evaluations=3, unke=unke)
+    first = AnyEditConfig(window=4, max_evaluations=3)
     second = first.from_mapping(first.to_json() | other)
     talks = [PROMPTS.encode("How are you?", "Well.")]
     anew = compute(second, asked=talks)[1]
