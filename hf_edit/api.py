@@ -21,7 +21,7 @@ from hf_edit.methods.checkpoints import FolderCheckpoints, NoCheckpoints
 from hf_edit.methods.msbp.hypernet import Hypernet
 from hf_edit.methods.msbp.training.config import HypernetConfig
 from hf_edit.methods.msbp.training.loop import train_hypernet
-from hf_edit.methods.polish.config import PolishConfig
+from hf_edit.methods.polish.config import PolishConfig, PolishSettings
 from hf_edit.methods.polish.method import Polish
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
@@ -113,9 +113,9 @@ def polish(
     check_not_attached(model, pack.manifest)
     pack.verify(model)
     pack.prompts(tokenizer)
+    if config is not None and not isinstance(config, PolishSettings):
+        raise ConfigError(f"{type(config).__name__} are no settings of polish.", "Give a PolishConfig, or none.")
     settings = config or PolishConfig(format=pack.manifest.prompt_format.name)
-    if not isinstance(settings, PolishConfig):
-        raise ConfigError(f"{type(settings).__name__} are no settings of polish.", "Give a PolishConfig, or none.")
     if settings.format is None:
         settings = replace(settings, format=pack.manifest.prompt_format.name)
     method = Polish(settings, pack.deltas)

@@ -501,6 +501,7 @@ def test_an_edit_taught_anew_is_not_held_to_its_earlier_answer(fast: AnyEditConf
     assert corrected.manifest.earlier != beside.manifest.earlier
 
 
+@pytest.mark.filterwarnings("ignore::hf_edit.errors.HfEditWarning")  # few steps teach little
 def test_a_polished_pack_keeps_its_prompt_format(fast: AnyEditConfig) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     pack = hf_edit.edit(model, tokenizer, EDITS[:1], replace(fast, format="plain"))
@@ -513,6 +514,7 @@ def test_a_polished_pack_keeps_its_prompt_format(fast: AnyEditConfig) -> None:
         hf_edit.polish(pack, model=model, tokenizer=tokenizer, config=AnyEditConfig())  # type: ignore[arg-type]
 
 
+@pytest.mark.filterwarnings("ignore::hf_edit.errors.HfEditWarning")  # few steps teach little
 def test_apart_trained_edits_are_found_again_only_under_what_they_were_trained_on(
     fast: AnyEditConfig, tmp_path: Path
 ) -> None:

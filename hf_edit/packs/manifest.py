@@ -129,7 +129,8 @@ class Manifest:
 
     def identity(self) -> str:
         """By which a pack is known again in any layout: not of the factors, which differ a little between them."""
-        return sha256(strict_json.dumps({**self.lineage(), "receipt": dict(self.receipt)}))
+        ranks = {name: module.rank for name, module in self.modules.items()}
+        return sha256(strict_json.dumps({**self.lineage(), "receipt": dict(self.receipt), "ranks": ranks}))
 
     def with_files(self, files: Mapping[str, bytes]) -> Manifest:
         """The same manifest for files of this content."""

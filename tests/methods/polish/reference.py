@@ -98,7 +98,10 @@ def reference_polish(
         return sum(torch.trace(update[name] @ Cs[name] @ update[name].T) for name in names) / unit**2
 
     talks = [text for text in preserve.asked if text.answer_ids][: settings.conversations]
-    pools: list[list[Encoded]] = [talks, [*alike, *preserve.earlier]]
+    taught = {prompts.prompt_ids(edit.prompt) for edit in edits}  # not held to what was said before
+    pools: list[list[Encoded]] = [
+        [text for text in pool if text.prompt_ids not in taught] for pool in (talks, [*alike, *preserve.earlier])
+    ]
     return reference_training(model, texts, pools, list(leaves.values()), dense, size, settings.training, seed)
 
 
