@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import hf_edit.models.loading as loading
 from hf_edit.errors import ConfigError, HfEditError, UnsupportedModelError
+from hf_edit.models.editable import EditableModel
 from hf_edit.models.loading import export_embedded, load_model
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -187,3 +188,11 @@ def test_the_embedded_model_knows_simple_facts(embedded_base: Path) -> None:
     )
     ids = model.generate(**prompt, do_sample=False, max_new_tokens=20)
     assert "Tokyo" in tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_no_norm_is_seen_behind_its_maps_in_any_dtype(embedded_base: Path, dtype: str) -> None:
+    """The large entries of its stream leave little of a shift in bf16."""
+    model, _ = load_model(embedded_base, dtype=dtype)
+    assert EditableModel.of(model).writes_residual
