@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_edit._version import __version__
-from hf_edit.compose.adapters import check_not_attached
+from hf_edit.compose.adapters import pack_for
 from hf_edit.edits import Edit, EditSet, prompt_key
 from hf_edit.errors import ConfigError
 from hf_edit.methods import default_config, method_for
@@ -109,9 +109,7 @@ def polish(
         PackError, BaseMismatchError: the pack is not sound, or `model` is not its base.
         HfEditError: as for `edit`.
     """
-    pack = EditPack.coerce(pack)
-    check_not_attached(model, pack.manifest)
-    pack.verify(model)
+    pack = pack_for(model, pack)
     pack.prompts(tokenizer)
     if config is not None and not isinstance(config, PolishSettings):
         raise ConfigError(f"{type(config).__name__} are no settings of polish.", "Give a PolishConfig, or none.")

@@ -105,10 +105,10 @@ class Bench:
         """
         view = EditableModel.of(self.model)
         for data in self.config.data:
-            prompts, questions = PromptFormat.of(data.format, self.tokenizer), self.questions[data.name]
-            prompts.check(questions.edits, view.max_length)
-            settings = self.config.evaluation(data, self.config.seeds[0])
-            chosen(settings.evaluators, self._task(data, questions.edits, settings), edited=True)
+            settings, edits = self.config.evaluation(data, self.config.seeds[0]), self.questions[data.name].edits
+            task = self._task(data, edits, settings)
+            task.prompts.check(edits, view.max_length)
+            chosen(settings.evaluators, task, edited=True)
         for cell in cells:
             self._read(self._path(cell), self._key(cell))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from statistics import fmean
@@ -31,8 +31,8 @@ def pooled(evaluations: Sequence[Evaluation], edits: EditSet, seed: int) -> Eval
     first = evaluations[0]
     if len(evaluations) == 1:
         return first
-    given = first.protocol.get("strangers") == "given"
-    metrics = [one for name in _names(evaluations) if (one := _together(name, evaluations, seed, given)) is not None]
+    shared = (*SHARED, "strangers") if first.protocol.get("strangers") == "given" else SHARED
+    metrics = [one for name in _names(evaluations) if (one := _together(name, evaluations, seed, shared)) is not None]
     seconds = {key: round(sum(one.seconds[key] for one in evaluations), 2) for key in first.seconds}
     return Evaluation(
         pack=None,
@@ -50,9 +50,9 @@ def pooled(evaluations: Sequence[Evaluation], edits: EditSet, seed: int) -> Eval
 
 def _names(evaluations: Sequence[Evaluation]) -> list[str]:
     """Of all metrics, in the order in which evaluators run: not every pack has something to ask for each."""
-    order = list(EVALUATORS)
+    order = {evaluator: place for place, evaluator in enumerate(EVALUATORS)}
     found = dict.fromkeys(metric.name for one in evaluations for metric in one.metrics)
-    return sorted(found, key=lambda name: order.index(evaluator) if (evaluator := _of(name)) in order else len(order))
+    return sorted(found, key=lambda name: order.get(_of(name), len(order)))
 
 
 def _of(name: str) -> str:
@@ -60,13 +60,13 @@ def _of(name: str) -> str:
     return name.split(".")[0]
 
 
-def _together(name: str, evaluations: Sequence[Evaluation], seed: int, strangers_given: bool) -> Metric | None:
+def _together(name: str, evaluations: Sequence[Evaluation], seed: int, shared: Collection[str]) -> Metric | None:
     parts = [metric for one in evaluations for metric in one.metrics if metric.name == name]
     if name in HARMONIC:
         return _harmonic(name, evaluations, seed)
     if any(not look.values for metric in parts for look in (metric.before, metric.after) if look is not None):
         return None
-    if _of(name) in SHARED or (_of(name) == "strangers" and strangers_given):
+    if _of(name) in shared:
         return replace(parts[0], after=_of_packs([metric.after for metric in parts], parts[0].statistic, seed))
     return pooled_metric(parts, seed)
 

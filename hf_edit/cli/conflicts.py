@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hf_edit.cli.apply import check_file
 from hf_edit.cli.options import Device, Dtype, Json, Revision
 from hf_edit.cli.output import print_facts, print_json, print_table
 from hf_edit.cli.packs import pack_at
 from hf_edit.cli.progress import Bars
-from hf_edit.errors import ConfigError
 
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ def conflicts(
         from hf_edit.methods.locating.picture import plotting
 
         plotting()  # find out before minutes of computing, not after
-        if picture.is_dir() or not picture.absolute().parent.is_dir():
-            raise ConfigError(f"The picture cannot be written to {picture}.", "Give a file in an existing folder.")
+        check_file(picture)
     from hf_edit.evaluation.conflicts import conflicts as compared
     from hf_edit.models.loading import load_model
 

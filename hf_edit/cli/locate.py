@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hf_edit.cli.apply import check_file
 from hf_edit.cli.inputs import READERS, read_edits
 from hf_edit.cli.options import Device, Dtype, Json, Model, Revision
 from hf_edit.cli.output import last_text, print_facts, print_json, print_table, shortened
@@ -57,6 +58,7 @@ def locate(
         from hf_edit.methods.locating.picture import draw_effects, plotting
 
         plotting()  # find out before minutes of computing, not after
+        check_file(picture)
     from hf_edit.methods.locating.effects import check_choice, propose_layers, trace_effects
     from hf_edit.models.editable import EditableModel
     from hf_edit.models.loading import load_model

@@ -19,13 +19,10 @@ def pack_at(id_or_path: str) -> EditPack:
     Raises:
         PackError, HubError: as `EditPack.from_pretrained`.
     """
-    from hf_edit.packs.pack import EditPack
-
-    name, revision = parted(id_or_path)
-    return EditPack.from_pretrained(name, revision=revision)
+    return open_pack(id_or_path)[0]
 
 
-def parted(id_or_path: str) -> tuple[str, str | None]:
+def _parted(id_or_path: str) -> tuple[str, str | None]:
     """A name and the revision behind it; a folder's name may hold the sign."""
     name, sign, revision = id_or_path.rpartition("@")
     return (name, revision) if sign and name and not Path(id_or_path).exists() else (id_or_path, None)
@@ -51,6 +48,7 @@ def open_pack(id_or_path: str) -> tuple[EditPack, PlainFolder]:
     from hf_edit.packs.pack import EditPack
     from hf_edit.packs.sharing import SIGNATURES
 
-    name, revision = parted(id_or_path)
-    folder, origin = locate(name, file_names=(*FILES, SIGNATURES), revision=revision)
-    return EditPack(**vars(from_folder(folder)), origin=origin), folder
+    name, revision = _parted(id_or_path)
+    place = locate(name, file_names=(*FILES, SIGNATURES), revision=revision)
+    folder = place.of_pack()
+    return EditPack(**vars(from_folder(folder)), origin=place.origin), folder

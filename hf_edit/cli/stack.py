@@ -65,7 +65,7 @@ def stack(
         pack = stacked(given, **combining, **how)
         if not polish:
             return pack
-        settings = PolishConfig(format=pack.manifest.prompt_format.name, seed=chosen.seed)
+        settings = PolishConfig(seed=chosen.seed)
         return refined(pack, config=settings, resume_dir=resume_dir, **how)
 
     result = pack_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Any, TypeAlias
@@ -15,8 +16,11 @@ from transformers import PreTrainedModel
 from hf_edit.edits import EditSet
 from hf_edit.errors import ComposeError, UnsupportedModelError
 from hf_edit.packs.manifest import Manifest
+from hf_edit.packs.pack import EditPack
 
 
+Pack: TypeAlias = EditPack | str | os.PathLike[str]
+"""A pack, its folder, or its id on the Hub."""
 Origin: TypeAlias = tuple[Manifest, EditSet]
 """What a pack says of itself, and what it teaches."""
 _ORIGIN = "_hf_edit_origin"
@@ -46,23 +50,30 @@ def origin_of(model: nn.Module, name: str) -> Origin | None:
     return getattr(adapter_configs(model)[name], _ORIGIN, None)
 
 
-def attached_as(model: nn.Module, manifest: Manifest) -> str | None:
-    """The adapter that is this very pack, if it is attached."""
-    for name in adapter_configs(model):
-        taught = origin_of(model, name)
-        if taught is not None and taught[0].identity() == manifest.identity():
-            return name
-    return None
-
-
 def check_not_attached(model: nn.Module, manifest: Manifest) -> None:
     """Raise ComposeError if the pack is attached: what is computed or measured beside it would count it twice."""
-    name = attached_as(model, manifest)
-    if name is not None:
-        raise ComposeError(
-            f"The pack is attached to the model already, as {name!r}.",
-            f"Detach it first: hf_edit.detach(model, {name!r}).",
-        )
+    identity = manifest.identity()
+    for name in adapter_configs(model):
+        origin = origin_of(model, name)
+        if origin is not None and origin[0].identity() == identity:
+            raise ComposeError(
+                f"The pack is attached to the model already, as {name!r}.",
+                f"Detach it first: hf_edit.detach(model, {name!r}).",
+            )
+
+
+def pack_for(model: PreTrainedModel | PeftModel, pack: Pack) -> EditPack:
+    """A pack, also by its folder or id, that is sound, of this base, and not on it.
+
+    Raises:
+        PackError, HubError: it is not there, or not sound.
+        BaseMismatchError, UnsupportedModelError: as `EditPack.verify`.
+        ComposeError: it is attached.
+    """
+    pack = EditPack.coerce(pack)
+    check_not_attached(model, pack.manifest)
+    pack.verify(model)
+    return pack
 
 
 def adapter_layers(model: nn.Module) -> Iterator[tuple[str, BaseTunerLayer]]:

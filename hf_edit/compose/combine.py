@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_edit.compose.adapters import check_not_attached
+from hf_edit.compose.adapters import Pack, pack_for
 from hf_edit.compose.asked import Taught, taught_by
 from hf_edit.compose.config import CombineConfig
 from hf_edit.compose.union import left_out, union
@@ -46,7 +46,7 @@ DISTURBED = 0.3
 
 
 def stack(
-    packs: Iterable[EditPack | str | os.PathLike[str]],
+    packs: Pack | Iterable[Pack],
     *,
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -88,10 +88,7 @@ def stack(
     for what, value, known in (("mode", mode, ("solve", "add")), ("on_conflict", on_conflict, ("warn", "error"))):
         if value not in known:
             raise ComposeError(f"There is no {what} {value!r}.", f"Use {' or '.join(known)}.")
-    given = _coerced(packs)
-    for pack in given:
-        check_not_attached(model, pack.manifest)
-        pack.verify(model)
+    given = [pack_for(model, pack) for pack in _named(packs)]
     gone = left_out([pack.edits for pack in given], prefer, on_conflict)
     if mode == "add" and any(gone):
         raise ComposeError(
@@ -103,7 +100,7 @@ def stack(
 
 
 def revert(
-    pack: EditPack | str | os.PathLike[str],
+    pack: Pack,
     ids: str | Iterable[str],
     *,
     model: PreTrainedModel | PeftModel,
@@ -125,8 +122,7 @@ def revert(
         ComposeError: an id that is not in the pack, or none would be left.
         ConfigError: the tokenizer writes prompts otherwise than the pack's.
     """
-    pack = EditPack.coerce(pack)
-    check_not_attached(model, pack.manifest)
+    pack = pack_for(model, pack)
     gone = frozenset([ids] if isinstance(ids, str) else ids)
     unknown = sorted(gone - set(pack.edits.ids))
     if unknown:
@@ -135,7 +131,6 @@ def revert(
         raise ComposeError("No id to revert was given.", "Name at least one edit of the pack.")
     if len(gone) == len(pack.edits):
         raise ComposeError("All edits of the pack would be reverted.", "Detach the pack, or delete it.")
-    pack.verify(model)
     combination = _Combination(model, tokenizer, [pack], config or CombineConfig(), progress or Silent())
     return combination.solved([gone], [edit for edit in pack.edits if edit.id in gone])
 
@@ -249,10 +244,8 @@ class _Combination:
         )
 
 
-def _coerced(packs: Iterable[EditPack | str | os.PathLike[str]]) -> list[EditPack]:
-    if isinstance(packs, (str, os.PathLike, EditPack)):
-        packs = [packs]
-    given = [EditPack.coerce(pack) for pack in packs]
+def _named(packs: Pack | Iterable[Pack]) -> list[Pack]:
+    given = [packs] if isinstance(packs, (str, os.PathLike, EditPack)) else list(packs)
     if not given:
         raise ComposeError("No pack to stack was given.", "Give at least one.")
     return given

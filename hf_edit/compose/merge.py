@@ -13,11 +13,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from hf_edit.compose.adapters import check_host, check_unmerged
+from hf_edit.compose.adapters import Pack, check_host, check_unmerged
 from hf_edit.compose.attach import detach
 from hf_edit.compose.merge_plan import Host, MergePlan, Receipt, base_of, check_as_merged, check_weights, loaded
 from hf_edit.compose.merge_report import advice_on
-from hf_edit.compose.merge_sources import Pack
 from hf_edit.compose.merged import map_weights, remember, remembered, still_merged
 from hf_edit.compose.receipt import Merge, MergeReceipt, coded
 from hf_edit.compose.rounding import MergeLoss, Rounding

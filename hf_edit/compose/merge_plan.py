@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_edit.compose import bits
-from hf_edit.compose.adapters import check_host, check_unmerged
-from hf_edit.compose.merge_sources import Pack, Source, joint_deltas, sources
+from hf_edit.compose.adapters import Pack, check_host, check_unmerged
+from hf_edit.compose.merge_sources import Source, joint_deltas, sources
 from hf_edit.compose.merged import map_weights, remembered
 from hf_edit.compose.receipt import MergeReceipt, left, original
 from hf_edit.compose.rounding import ROUNDINGS, Merging, Rounding

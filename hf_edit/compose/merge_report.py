@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hf_edit.compose.adapters import Pack
 from hf_edit.compose.merge_plan import Host, MergePlan, Receipt
-from hf_edit.compose.merge_sources import Pack
 from hf_edit.compose.rounding import MergeLoss, Rounding
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
@@ -15,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_edit.compose.adapters import Origin, adapter_configs, adapter_layers, holds, origin_of
+from hf_edit.compose.adapters import Origin, Pack, adapter_configs, adapter_layers, holds, origin_of
 from hf_edit.compose.receipt import MergedPack
 from hf_edit.errors import ComposeError
 from hf_edit.packs.layout import experts_delta
@@ -25,7 +24,6 @@ from hf_edit.solvers.support import on_columns
 from hf_edit.sparse.layer import SparseLinear
 
 
-Pack: TypeAlias = str | os.PathLike[str] | EditPack
 _SAME = 0.01
 """Relative difference up to which an adapter is taken for a pack attached: its factors may be in 16 bits."""
 

@@ -24,7 +24,7 @@ from hf_edit.files import strict_json
 from hf_edit.files.atomic import write_directory
 from hf_edit.files.reading import MAX_HEADER_BYTES, MAX_TENSOR_BYTES, PlainFolder, read_tensors, write_tensors
 from hf_edit.models.fingerprint import dtype_name
-from hf_edit.packs.locate import found
+from hf_edit.packs.locate import locate
 from hf_edit.packs.manifest import sha256
 
 
@@ -155,7 +155,7 @@ class MergeReceipt:
     @classmethod
     def beside(cls, id_or_path: str | os.PathLike[str], revision: str | None = None) -> MergeReceipt | None:
         """As `load`, but None where there is no receipt: nothing was merged into the model."""
-        place = found(id_or_path, file_names=(_RECEIPT, _BEFORE), subfolder=FOLDER, revision=revision)
+        place = locate(id_or_path, file_names=(_RECEIPT, _BEFORE), subfolder=FOLDER, revision=revision)
         return cls._read(place.opened()) if place.path.is_dir() else None
 
     @classmethod

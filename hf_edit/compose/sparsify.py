@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_edit.compose.adapters import check_not_attached
+from hf_edit.compose.adapters import pack_for
 from hf_edit.compose.asked import taught_by
 from hf_edit.errors import ConfigError
 from hf_edit.models.borrow import borrowed
@@ -72,9 +72,7 @@ def sparsify(
             tokenizer that the pack was not made with.
         StatisticsError, ComputationError: second moments or a solve that could not be computed.
     """
-    pack = EditPack.coerce(pack)
-    check_not_attached(model, pack.manifest)
-    pack.verify(model)
+    pack = pack_for(model, pack)
     settings, listener = config or SparsifyConfig(), progress or Silent()
     view, prompts = EditableModel.of(model), pack.prompts(tokenizer)
     linears = view.linears_named(pack.deltas)

@@ -10,7 +10,7 @@ from hf_edit.batching import batched
 from hf_edit.edits import Edit, Prompt
 from hf_edit.errors import ConfigError, InvalidEditError
 from hf_edit.models.borrow import borrowed
-from hf_edit.models.forward import context_length
+from hf_edit.models.forward import context_length, room_behind
 from hf_edit.models.generation import drafted
 from hf_edit.prompting import PromptFormat
 
@@ -40,12 +40,12 @@ def greedy_answers(
 
     The model's own sampling settings and penalties do not apply.
 
-    Raises:
-        ConfigError: a question leaves no room for an answer in the model's context.
-
     Args:
         max_new_tokens: fewer where the model's context holds no more behind the longest question of a batch.
         drafts: what each answer may be, empty for no idea: the answers are the same without, and take longer.
+
+    Raises:
+        ConfigError: a question leaves no room for an answer in the model's context.
     """
     answers: list[str] = []
     asked = list(zip(questions, [""] * len(questions) if drafts is None else drafts, strict=True))
@@ -53,25 +53,21 @@ def greedy_answers(
         for part in batched(asked, batch):
             rows = [prompts.prompt_ids(question) for question, _ in part]
             ahead = [_ids(prompts, question, draft) for question, draft in part]
-            limit = room_behind(rows, max_new_tokens, context_length(model))
+            limit = room_for_answers(rows, max_new_tokens, context_length(model))
             written = drafted(model, rows, ahead, prompts.stop_ids, limit)
             answers += [prompts.decode(ids) for ids in written]
     return answers
 
 
-def room_behind(rows: Sequence[Sequence[int]], max_new_tokens: int, context: int | None) -> int:
-    """How many tokens may be written behind these prompts, run as one batch.
-
-    Raises:
-        ConfigError: none, as the longest fills the model's context.
-    """
-    longest = max(map(len, rows))
-    if context is not None and longest >= context:
+def room_for_answers(rows: Sequence[Sequence[int]], most: int, context: int | None) -> int:
+    """`room_behind`; ConfigError where there is none, as the longest prompt fills the model's context."""
+    room = room_behind(rows, most, context)
+    if room < 1:
         raise ConfigError(
-            f"A question takes {longest} tokens, and the model's context holds {context}.",
+            f"A question takes {max(map(len, rows))} tokens, and the model's context holds {context}.",
             "Shorten the questions, or leave out the evaluators that put text in front of them.",
         )
-    return max_new_tokens if context is None else min(max_new_tokens, context - longest)
+    return room
 
 
 def _ids(prompts: PromptFormat, question: Prompt, draft: str) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_edit._version import __version__
-from hf_edit.compose.adapters import check_not_attached
+from hf_edit.compose.adapters import pack_for
 from hf_edit.edits import EditSet, Probe
 from hf_edit.errors import ComputationError, ConfigError
 from hf_edit.evaluation.config import EvaluateConfig, Material
@@ -77,13 +77,10 @@ def evaluate(
         ComputationError: what the model puts out is not finite.
     """
     settings, known, listener = config or EvaluateConfig(), material or Material(), progress or Silent()
-    pack = None if pack is None else EditPack.coerce(pack)
+    pack = None if pack is None else pack_for(model, pack)
     if edits is None and pack is None:
         raise ConfigError("There is neither a pack nor edits.", "Give one of the two.")
     asked = EditSet.coerce(edits) if edits is not None else pack.edits  # type: ignore[union-attr]
-    if pack is not None:
-        check_not_attached(model, pack.manifest)
-        pack.verify(model)
     view = EditableModel.of(model)
     prompts = _prompts(pack, settings, tokenizer)
     prompts.check(asked, view.max_length)

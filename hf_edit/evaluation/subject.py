@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_edit.batching import batched
 from hf_edit.edits import Edit, Prompt, prompt_key
-from hf_edit.evaluation.answers import room_behind
+from hf_edit.evaluation.answers import room_for_answers
 from hf_edit.evaluation.config import SHORTEST_LIMIT, EvaluateConfig, Material
 from hf_edit.evaluation.edit_scores import EditScore, edit_scores
 from hf_edit.evaluation.following import answer_logits
@@ -137,7 +137,7 @@ class Subject:
         new = {key: question for key, question in zip(keys, questions, strict=True) if key not in self._answers}
         for part in batched(list(new.items()), self.task.config.batch):
             rows = tuple(prompts.prompt_ids(self.put(question.prompt)) for _, question in part)
-            room = room_behind(rows, limit, self.view.max_length)
+            room = room_for_answers(rows, limit, self.view.max_length)
             drafts = [self._draft(question, prompts) for _, question in part]
             for (key, _), ids in zip(part, self._continued(rows, drafts, prompts.stop_ids, room), strict=True):
                 self._answers[key] = Answer(prompts.decode(ids), tuple(ids), len(ids) < room)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,3 +29,8 @@ def run(model: nn.Module, ids: Tensor, mask: Tensor | None = None, **arguments: 
 def context_length(model: PreTrainedModel) -> int | None:
     """The longest sequence the model was built for, if its config says so."""
     return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+def room_behind(rows: Sequence[Sequence[int]], most: int, context: int | None) -> int:
+    """How many tokens, `most` at most, a context holds behind prompts that run as one batch; 0 or less: none."""
+    return most if context is None else min(most, context - max(map(len, rows)))

@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from hf_edit.batching import batched
 from hf_edit.edits import Prompt
-from hf_edit.models.forward import context_length, run
+from hf_edit.models.forward import context_length, room_behind, run
 from hf_edit.models.prefix import States
 from hf_edit.models.trial import carries_context
 from hf_edit.prompting import Encoded, PromptFormat
@@ -136,7 +136,7 @@ def own_answers(
     context = context_length(model)
     for part in batched(questions, batch):
         rows = [prompts.prompt_ids(question) for question in part]
-        most = max_new_tokens if context is None else max(1, min(max_new_tokens, context - max(map(len, rows))))
+        most = max(1, room_behind(rows, max_new_tokens, context))
         for row, said in zip(rows, continuations(model, rows, prompts.stop_ids, most), strict=True):
             ends = (prompts.end_id,) if len(said) < most else ()
             texts.append(Encoded((*row, *said, *ends), len(row)))

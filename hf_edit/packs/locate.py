@@ -16,44 +16,6 @@ from hf_edit.packs.contents import MANIFEST
 from hf_edit.validation import shown
 
 
-def locate(
-    id_or_path: str | os.PathLike[str],
-    *,
-    file_names: Iterable[str],
-    revision: str | None = None,
-    subfolder: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> tuple[PlainFolder, HubCommit | None]:
-    """The folder of a pack, and the commit that it is of where it came from the Hub.
-
-    Args:
-        id_or_path: a folder if there is one, else the id of a repository.
-        file_names: the only files to fetch, or patterns of such.
-        revision: branch, tag or commit on the Hub; offline, what was fetched last under this name.
-        subfolder: where in the folder or repository the pack is.
-
-    Raises:
-        PackError: there is no such folder, here or in the repository.
-        HubError: the repository or revision is not there, or could not be fetched.
-    """
-    place = found(
-        id_or_path,
-        file_names=file_names,
-        revision=revision,
-        subfolder=subfolder,
-        token=token,
-        cache_dir=cache_dir,
-    )
-    if place.origin is not None and not (place.path / MANIFEST).is_file():
-        where = f"folder {subfolder!r} with a pack" if inside(subfolder).parts else "pack"
-        raise PackError(
-            f"The repository {place.origin.repo_id!r} has no {where} at commit {place.origin.commit}.",
-            "Check the name, the revision and the subfolder.",
-        )
-    return place.opened(), place.origin
-
-
 @dataclass(frozen=True)
 class Place:
     """Where a folder of hf_edit's is, or would be: nobody has looked whether it is there.
@@ -71,8 +33,19 @@ class Place:
         """The folder; PackError where there is none."""
         return PlainFolder(self.path, within=self.within)
 
+    def of_pack(self) -> PlainFolder:
+        """The same, which in a repository has to be a pack's; PackError where it is none."""
+        if self.origin is not None and not (self.path / MANIFEST).is_file():
+            subfolder = self.origin.subfolder
+            where = "pack" if subfolder is None else f"folder {subfolder!r} with a pack"
+            raise PackError(
+                f"The repository {self.origin.repo_id!r} has no {where} at commit {self.origin.commit}.",
+                "Check the name, the revision and the subfolder.",
+            )
+        return self.opened()
 
-def found(
+
+def locate(
     id_or_path: str | os.PathLike[str],
     *,
     file_names: Iterable[str],
@@ -81,7 +54,18 @@ def found(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Place:
-    """As `locate`, without looking whether there is such a subfolder, and what is in it."""
+    """Where a pack, or what else hf_edit keeps in folders, is.
+
+    Args:
+        id_or_path: a folder if there is one, else the id of a repository.
+        file_names: the only files to fetch, or patterns of such.
+        revision: branch, tag or commit on the Hub; offline, what was fetched last under this name.
+        subfolder: where in the folder or repository it is.
+
+    Raises:
+        PackError: there is no folder or repository of that name, or the subfolder leads out of it.
+        HubError: the repository or revision is not there, or could not be fetched.
+    """
     sub = inside(subfolder)
     local = Path(id_or_path)
     _check_path(local)

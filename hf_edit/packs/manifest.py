@@ -203,8 +203,7 @@ def _validate(manifest: Manifest) -> None:
     different = sorted(expected ^ set(base.tensors))
     _require(not different, f"modules and base: tensors disagree on {different[:3]}")
     for name, tensor in base.tensors.items():
-        possible = tensor.shape and min(tensor.shape) >= 1 and max(tensor.shape) <= LONGEST_SIDE
-        _require(bool(possible), f"{name} has the shape {list(tensor.shape)}")
+        _require(_possible(tensor.shape), f"{name} has the shape {list(tensor.shape)}")
         _require(set(tensor.sha256) == set(DIGEST_DTYPES), f"{name} has digests for {sorted(tensor.sha256)}")
     for name, module in manifest.modules.items():
         shape, axes = manifest.weight(name).shape, 3 if is_fused(module.orientation) else 2
@@ -219,14 +218,17 @@ def _validate(manifest: Manifest) -> None:
     for name, shape in filled.items():
         _require(_MODULE.fullmatch(name) is not None, f"{name!r} is not the name of a module")
         _require(name not in manifest.modules, f"{name} is both changed and filled with zeros")
-        possible = len(shape) == 2 and min(shape) >= 1 and max(shape) <= LONGEST_SIDE
-        _require(possible, f"{name} has the shape {list(shape)}")
+        _require(len(shape) == 2 and _possible(shape), f"{name} has the shape {list(shape)}")
     for name in manifest.files:
         _require(_PLAIN.fullmatch(name) is not None, f"files: {name!r} is not a plain file name")
     digests = [manifest.edits.sha256, *manifest.files.values(), *manifest.earlier]
     digests += [digest for tensor in base.tensors.values() for digest in tensor.sha256.values()]
     wrong = [digest for digest in digests if not _SHA256.fullmatch(digest)]
     _require(not wrong, f"{wrong[:1]} is not a sha256 digest")
+
+
+def _possible(shape: tuple[int, ...]) -> bool:
+    return bool(shape) and min(shape) >= 1 and max(shape) <= LONGEST_SIDE
 
 
 def _require(condition: bool, problem: str) -> None:

@@ -187,7 +187,7 @@ class EditPack(PackContents):
             PackError: it is not there, of a newer format, damaged, or holds what it does not declare.
             HubError: the repository or revision is not there for this token, or the Hub cannot be reached.
         """
-        folder, origin = locate(
+        place = locate(
             id_or_path,
             file_names=(*FILES, SIGNATURES),
             revision=revision,
@@ -195,7 +195,7 @@ class EditPack(PackContents):
             token=token,
             cache_dir=cache_dir,
         )
-        return cls(**vars(from_folder(folder)), origin=origin)
+        return cls(**vars(from_folder(place.of_pack())), origin=place.origin)
 
     def push_to_hub(
         self,

@@ -65,7 +65,7 @@ def publish_folder(
         PackError: the folder is no sound pack.
         HubError: as `EditPack.push_to_hub`.
     """
-    folder, _ = locate(Path(path), file_names=())
+    folder = locate(Path(path), file_names=()).of_pack()
     pack = from_folder(folder)
     _check_base(pack)
     return _publish(_files(folder, pack.manifest), pack, repo_id, subfolder, message, options)
@@ -80,10 +80,11 @@ def pull(
         PackError: the pack is not sound, or `out` cannot be replaced or written.
         HubError: it could not be fetched.
     """
-    folder, origin = locate(id, file_names=(*FILES, SIGNATURES), revision=revision, subfolder=subfolder)
+    place = locate(id, file_names=(*FILES, SIGNATURES), revision=revision, subfolder=subfolder)
+    folder = place.of_pack()
     pack = from_folder(folder)
     write_directory(out, _files(folder, pack.manifest), marker=MANIFEST, known=is_pack_file)
-    return pack, origin
+    return pack, place.origin
 
 
 def _files(folder: PlainFolder, manifest: Manifest) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ import torch
 from hf_edit.batching import batched
 from hf_edit.edits import Prompt
 from hf_edit.models.editable import EditableModel
+from hf_edit.models.forward import room_behind
 from hf_edit.models.generation import Choice, continuations, sampling
 from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.statistics.config import StatisticsConfig
@@ -142,8 +143,7 @@ def invent_answers(
         rows = [ids for ids in map(prompts.prompt_ids, part) if context is None or len(ids) < context]
         if not rows:
             continue
-        most = tokens if context is None else min(tokens, context - max(map(len, rows)))
-        written = continuations(model.model, rows, prompts.stop_ids, most, choose)
+        written = continuations(model.model, rows, prompts.stop_ids, room_behind(rows, tokens, context), choose)
         yield from (Encoded((*row, *answer), len(row)) for row, answer in zip(rows, written, strict=True))
 
 

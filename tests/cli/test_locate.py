@@ -91,3 +91,11 @@ def test_what_cannot_be_traced(hf_edit: Command, base: Path, edits: Path, option
 def test_help(hf_edit: Command) -> None:
     assert "locate" in hf_edit("--help").stdout
     assert "hf-edit locate" in hf_edit("locate", "-h").stdout
+
+
+def test_a_picture_with_no_folder_to_lie_in_is_refused_at_once(hf_edit: Command, edits: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "none" / "map.png"
+    failed(
+        hf_edit("locate", "--model", tmp_path / "none", "--edits", edits, "--picture", picture), "cannot be written"
+    )

@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_edit.compose.adapters import check_not_attached
+from hf_edit.compose.adapters import pack_for
 from hf_edit.edits import question_of
 from hf_edit.errors import ConfigError
 from hf_edit.evaluation.answers import edit_answers
@@ -64,9 +64,7 @@ def audit(
         PackError, BaseMismatchError, UnsupportedModelError: the pack is not sound, or `model` is not its base.
         ConfigError: the tokenizer cannot put the pack's prompts.
     """
-    pack = EditPack.coerce(pack)
-    check_not_attached(model, pack.manifest)
-    pack.verify(model)
+    pack = pack_for(model, pack)
     listener = progress or Silent()
     view = EditableModel.of(model)
     prompts = PromptFormat.of(pack.manifest.prompt_format.name, tokenizer)

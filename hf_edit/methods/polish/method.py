@@ -29,7 +29,7 @@ from hf_edit.methods.training.course import Course, Trained, Trainee
 from hf_edit.methods.training.factors import KeyBasisFactors
 from hf_edit.methods.training.loop import objective, train
 from hf_edit.methods.training.outcome import result_of
-from hf_edit.methods.training.teacher import Known, Teacher, answered
+from hf_edit.methods.training.teacher import Known, Teacher, answered, untaught
 from hf_edit.methods.training.texts import hidden_scale, inputs_along, moments_over, prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress, Silent
@@ -138,8 +138,14 @@ class Polishing:
         self._talks = answered(preserve.conversations())[: settings.conversations]
         self._heard: dict[Encoded, Known] = {}
         self._moments = self._second_moments()
-        sums = {name: (C.sum(), C.square().sum(), C.diagonal().sum()) for name, C in self._moments.items()}
-        self.moments_digest = {name: [float(value) for value in some] for name, some in sums.items()}
+
+    @cached_property
+    def moments_digest(self) -> dict[str, list[float]]:
+        """Linear name -> figures by which other moments are told, for what is found again under them."""
+        return {
+            name: [float(C.sum()), float(torch.linalg.vector_norm(C)), float(C.trace())]
+            for name, C in self._moments.items()
+        }
 
     def optimised(
         self, edits: EditSet, checkpoints: Checkpoints, progress: Progress
@@ -149,12 +155,8 @@ class Polishing:
         trainees = _trainees(self._model, self._prompts, edits, settings, self._seed, self.first)
         asked = self._preserve.strangers(edits, settings.strangers) if settings.strangers else ()
         rank = settings.rank or default_rank(len(edits))
-        taught = {self._prompts.prompt_ids(edit.prompt) for edit in edits}
-        talks, others = (
-            [text for text in texts if text.prompt_ids not in taught]
-            for texts in (self._talks, [*asked, *self._preserve.earlier])
-        )
-        held = Teacher(self._model, [talks, others], self.first, self._heard)
+        pools = untaught([self._talks, [*asked, *self._preserve.earlier]], self._prompts, edits)
+        held = Teacher(self._model, pools, self.first, self._heard)
         factors = self._factors(trainees, rank, asked, self._start)
         if self._start and not self._helps(factors, trainees, held):
             warnings.warn(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hf_edit.edits import Edit
 from hf_edit.methods.training.texts import Batch, Text, answer_logits, prepared
 from hf_edit.models.editable import EditableModel
-from hf_edit.prompting import Encoded
+from hf_edit.prompting import Encoded, PromptFormat
 
 
 LIKELIEST = 64
@@ -20,6 +21,12 @@ LIKELIEST = 64
 def answered(conversations: Sequence[Encoded]) -> list[Encoded]:
     """Those to which the base said anything."""
     return [encoded for encoded in conversations if encoded.answer_ids]
+
+
+def untaught(pools: Sequence[Sequence[Encoded]], prompts: PromptFormat, edits: Iterable[Edit]) -> list[list[Encoded]]:
+    """Pools without the edits' own questions, which are not to be answered as before."""
+    taught = {prompts.prompt_ids(edit.prompt) for edit in edits}
+    return [[text for text in pool if text.prompt_ids not in taught] for pool in pools]
 
 
 class Teacher:
