@@ -13,6 +13,7 @@ from hf_edit.errors import BaseMismatchError, PackError, UnsupportedModelError
 from hf_edit.methods.base import EditSource
 from hf_edit.models.fingerprint import base_modules, is_quantised, matches
 from hf_edit.models.orientation import is_fused, matrix_shape, stored_weights, weight_name
+from hf_edit.models.shapes import linear_shape
 from hf_edit.packs.manifest import Manifest, sha256
 from hf_edit.packs.values import check_source
 from hf_edit.solvers.low_rank import LowRankDelta
@@ -76,14 +77,17 @@ def check_fits(manifest: Manifest, model: nn.Module) -> None:
     Raises:
         BaseMismatchError: it has not.
     """
-    stored = stored_weights(model)
+    stored, modules = stored_weights(model), dict(base_modules(model))
     for name, declared in manifest.modules.items():
         if name not in stored:
             raise BaseMismatchError(_absent(name, model), _load_base(manifest))
         weight, orientation = stored[name]
-        shape, expected = matrix_shape(weight.shape, orientation), manifest.shape(name)
+        # a linear map tells its sizes itself: quantised weights may be packed into another shape
+        fused = is_fused(orientation)
+        shape = matrix_shape(weight.shape, orientation) if fused else linear_shape(modules[name])
+        expected = manifest.shape(name)
         if (shape, orientation) != (expected, declared.orientation) or (
-            is_fused(orientation) and tuple(weight.shape) != manifest.weight(name).shape
+            fused and tuple(weight.shape) != manifest.weight(name).shape
         ):
             raise BaseMismatchError(
                 f"{name} is a {orientation} of shape {shape} (outputs, inputs); the pack changes a "
