@@ -211,9 +211,11 @@ def _report(model: str, entries: Iterable[Stored], as_json: bool) -> None:
         print_json({"model": model, "statistics": documents})
     elif not documents:
         typer.echo(f"the cache holds no statistics for {model}: hf-edit stats collect --model {model}")
-    else:
-        rows = ((d["linear"], d["source"], _counts(d["tokens"]), _size(d), d["file"]) for d in documents)
-        print_table(f"Statistics of {model}", ("map", "text from", "tokens", "size", "file"), rows)
+    for folder in dict.fromkeys(Path(document["file"]).parent for document in documents if not as_json):
+        inside = (document for document in documents if Path(document["file"]).parent == folder)
+        rows = ((one["linear"], one["source"], _counts(one["tokens"]), _size(one)) for one in inside)
+        print_table(f"Statistics of {model}", ("map", "text from", "tokens", "size"), rows)
+        print_facts((("in", folder),))
 
 
 def _size(document: Mapping[str, Any]) -> str:
