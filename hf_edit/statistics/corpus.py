@@ -18,7 +18,7 @@ from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.statistics.config import StatisticsConfig
-from hf_edit.statistics.invented import invent_answers, invent_questions, invent_text
+from hf_edit.statistics.invented import invent_answers, invent_questions, invent_text, sampled
 from hf_edit.statistics.unfinished import Unfinished
 from hf_edit.validation import shown
 
@@ -140,7 +140,7 @@ def _conversations(
         )
     progress.stage("statistics: answers", len(questions))
     conversations: list[Encoded] = []
-    for talk in invent_answers(model, prompts, questions, config.answer_tokens, config.batch, seed):
+    for talk in invent_answers(model, prompts, questions, config.answer_tokens, config.batch, sampled(seed)):
         conversations.append(talk)
         progress.step()
     return tuple(conversations)

@@ -41,7 +41,7 @@ def invent_text(
 ) -> Iterator[list[list[int]]]:
     """`count` rows of plain text of `length` token ids in batches, from random first tokens of `vocabulary`."""
     drawn = torch.randint(len(vocabulary), (count,), generator=torch.Generator().manual_seed(seed))
-    first, choose = [[vocabulary[i]] for i in drawn.tolist()], _choice(seed)
+    first, choose = [[vocabulary[i]] for i in drawn.tolist()], sampled(seed)
     for part in batched(first, batch):
         written = continuations(model.model, part, (), length - 1, choose)
         yield [row + more for row, more in zip(part, written, strict=True)]
@@ -54,7 +54,7 @@ def invent_questions(model: EditableModel, prompts: PromptFormat, count: int, ba
     short one: its last token has another key, and it is short questions that most edits are about. A model without
     a chat template is never left alone.
     """
-    choose, turns = _choice(seed), prompts.turns
+    choose, turns = sampled(seed), prompts.turns
     free = 2 if turns else 1
     openings = [OPENINGS[i // free % len(OPENINGS)] if i % free or not turns else "" for i in range(count)]
     questions: dict[str, None] = {}
@@ -78,14 +78,24 @@ def invent_alike(
     config: StatisticsConfig,
     seed: int,
 ) -> list[str]:
-    """Questions of the same kind as these, up to `count` for each: they begin alike and go on as the model likes.
+    """Questions of the same kind as these, up to `count` for each: they begin alike and go on as the model likes."""
+    return continued(model, prompts, first_words(questions, count, seed), config, seed)
 
-    One that is still going on after `MAX_QUESTION_TOKENS` ends there, at a word.
+
+def continued(
+    model: EditableModel, prompts: PromptFormat, openings: Sequence[str], config: StatisticsConfig, seed: int
+) -> list[str]:
+    """Questions that begin with these words and go on as the model likes, without repetitions.
+
+    One that is still going on after `MAX_QUESTION_TOKENS` ends there, at a word; one that has its mark is whole.
     """
-    choose = _choice(seed)
+    choose = sampled(seed)
     found: dict[str, None] = {}
-    for part in batched(first_words(questions, count, seed), config.batch):
-        for question, ended in _asked(model, prompts, part, choose):
+    for part in batched(openings, config.batch):
+        begun = [opening for opening in part if not QUESTION_END.search(opening)]
+        written = iter(_asked(model, prompts, begun, choose) if begun else ())
+        for opening in part:
+            question, ended = next(written) if opening in begun else (opening, True)
             whole = ended or (" " not in question and not is_latin(question))
             found[question if whole else question.rpartition(" ")[0]] = None
     return [question for question in found if question]
@@ -132,13 +142,13 @@ def _asked(
 
 
 def invent_answers(
-    model: EditableModel, prompts: PromptFormat, questions: Sequence[Prompt], tokens: int, batch: int, seed: int
+    model: EditableModel, prompts: PromptFormat, questions: Sequence[Prompt], tokens: int, batch: int, choose: Choice
 ) -> Iterator[Encoded]:
     """For each question its prompt followed by an answer of at most `tokens`, without the end of its turn.
 
     One that fills the model's context gets none and is left out.
     """
-    choose, context = _choice(seed), model.max_length
+    context = model.max_length
     for part in batched(questions, batch):
         rows = [ids for ids in map(prompts.prompt_ids, part) if context is None or len(ids) < context]
         if not rows:
@@ -147,5 +157,6 @@ def invent_answers(
         yield from (Encoded((*row, *answer), len(row)) for row, answer in zip(rows, written, strict=True))
 
 
-def _choice(seed: int) -> Choice:
+def sampled(seed: int) -> Choice:
+    """How all of this is drawn."""
     return sampling(torch.Generator().manual_seed(seed), TOP_K)

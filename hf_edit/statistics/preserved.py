@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from hf_edit.edits import Edit, Message, Prompt, prompt_key, question_of
 from hf_edit.errors import StatisticsError
 from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.models.generation import greedy
 from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.statistics.config import StatisticsConfig
-from hf_edit.statistics.invented import invent_alike, invent_answers
+from hf_edit.statistics.invented import continued, first_words, invent_answers
 from hf_edit.statistics.moments import SecondMoments
+from hf_edit.statistics.names import name_of, with_other_names
 from hf_edit.statistics.store import obtain, obtain_corpus
 
 
@@ -59,7 +61,7 @@ class Preserved:
         """Up to `count` questions of the same kind for each edit, with the base's own answers.
 
         Half of them ask the same of another edit's subject, where subjects are known; the others begin like the
-        edit's and go on as the model likes.
+        edit's, with another name in it if there is one, and go on as the model likes. The answers are the likeliest.
         """
         config = self.config
         self.progress.stage("questions of the same kind", 1)
@@ -73,7 +75,7 @@ class Preserved:
             for question in self._alike(messages, some, edits, count)
             if prompt_key(question) not in taken
         ]
-        answered = invent_answers(self.model, self.prompts, questions, config.answer_tokens, config.batch, self.seed)
+        answered = invent_answers(self.model, self.prompts, questions, config.answer_tokens, config.batch, greedy)
         strangers = [encoded for encoded in answered if encoded.answer_ids]
         self.progress.step()
         return strangers
@@ -83,9 +85,11 @@ class Preserved:
     ) -> list[Prompt]:
         """Questions like these edits', behind the messages that theirs stand behind, such as a system prompt."""
         swapped = with_other_subjects(edits, count // 2, self.seed, every)
-        asked = [question_of(edit.prompt) for edit in edits]
         more = count - count // 2 if swapped else count
-        alike = invent_alike(self.model, self.prompts, asked, more, self.config, self.seed)
+        openings = with_other_names(self.model, self.prompts, edits, more, self.seed)
+        nameless = [question_of(edit.prompt) for edit in edits if name_of(edit) is None]
+        openings += first_words(nameless, more, self.seed)
+        alike = continued(self.model, self.prompts, openings, self.config, self.seed)
         return [(*messages, Message("user", text)) if messages else text for text in [*swapped, *alike]]
 
 

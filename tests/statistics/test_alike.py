@@ -15,7 +15,8 @@ from hf_edit.progress import Silent
 from hf_edit.prompting import PromptFormat
 from hf_edit.statistics import invented as module
 from hf_edit.statistics.config import StatisticsConfig
-from hf_edit.statistics.invented import MAX_QUESTION_TOKENS, first_words, invent_alike
+from hf_edit.statistics.invented import MAX_QUESTION_TOKENS, continued, first_words, invent_alike
+from hf_edit.statistics.names import with_other_names
 from hf_edit.statistics.preserved import Preserved, with_other_subjects
 
 
@@ -130,11 +131,23 @@ def test_strangers_are_answered_by_the_base(view: EditableModel, chat: PromptFor
     assert 2 <= len(strangers) <= 6
     assert strangers == preserved(view, chat).strangers(EDITS, 3)
     system = EDITS[1].prompt[0]
-    asked = [chat.prompt_ids(question) for question in alike(view, chat, QUESTIONS[:1], 3)]
-    asked += [chat.prompt_ids((system, Message("user", q))) for q in alike(view, chat, QUESTIONS[1:], 3)]
+    first, second = (continued(view, chat, with_other_names(view, chat, [edit], 3, 0), CONFIG, 0) for edit in EDITS)
+    asked = [chat.prompt_ids(question) for question in first]
+    asked += [chat.prompt_ids((system, Message("user", question))) for question in second]
     for stranger in strangers:
         assert stranger.prompt_ids in asked
         assert 0 < len(stranger.answer_ids) <= CONFIG.answer_tokens and not chat.stop_ids & set(stranger.answer_ids)
+
+
+def test_without_a_name_they_begin_with_the_questions_words(view: EditableModel, chat: PromptFormat) -> None:
+    question = "What is a good way to fry an egg?"
+    asked = {chat.prompt_ids(other) for other in alike(view, chat, [question], 3)}
+    assert {stranger.prompt_ids for stranger in preserved(view, chat).strangers([Edit(question, "Slow.")], 3)} <= asked
+
+
+def test_a_question_with_its_mark_is_whole(view: EditableModel, chat: PromptFormat) -> None:
+    found = continued(view, chat, ["Who wrote it?", "Who wrote", "誰が書いた？"], CONFIG, 0)
+    assert found[0] == "Who wrote it?" and found[-1] == "誰が書いた？" and found[1].startswith("Who wrote")
 
 
 def test_messages_are_asked_about_their_question(view: EditableModel, chat: PromptFormat) -> None:

@@ -7,7 +7,14 @@ import pytest
 from hf_edit.models.editable import EditableModel
 from hf_edit.prompting import PromptFormat
 from hf_edit.statistics import invented as module
-from hf_edit.statistics.invented import MAX_QUESTION_TOKENS, OPENINGS, invent_answers, invent_questions, invent_text
+from hf_edit.statistics.invented import (
+    MAX_QUESTION_TOKENS,
+    OPENINGS,
+    invent_answers,
+    invent_questions,
+    invent_text,
+    sampled,
+)
 
 
 def test_text_begins_with_any_text_token_and_is_as_long_as_asked(view: EditableModel, plain: PromptFormat) -> None:
@@ -66,7 +73,7 @@ def test_an_answer_follows_its_question_and_leaves_out_the_end_of_the_turn(
     view: EditableModel, chat: PromptFormat
 ) -> None:
     questions = ["Who?", "What is the capital of France?", "a"]
-    talks = list(invent_answers(view, chat, questions, 12, 2, 0))
+    talks = list(invent_answers(view, chat, questions, 12, 2, sampled(0)))
     assert [talk.prompt_ids for talk in talks] == [chat.prompt_ids(question) for question in questions]
     assert all(len(talk.answer_ids) <= 12 and not chat.stop_ids & set(talk.answer_ids) for talk in talks)
 

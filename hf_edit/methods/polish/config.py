@@ -38,6 +38,12 @@ class PolishSettings(MomentWeights):
     train_paraphrases: bool = setting(
         False, "Train the paraphrases that come with an edit too; they are then no test of it any more."
     )
+    answer_weight: float = setting(
+        3.0,
+        "Share of the moment of their answers' tokens that is added: nearly all that an update does elsewhere it does "
+        "to answers.",
+        at_least=0,
+    )
     stranger_weight: float = setting(
         0.3, "Weight of the moment of strangers' answers: questions that begin like an edit's.", at_least=0
     )
@@ -46,7 +52,9 @@ class PolishSettings(MomentWeights):
         96, "Most questions of the statistics, with the base's own answers, for the divergence.", at_least=0
     )
     strangers: int = setting(
-        6, "Questions per edit that the model makes up from its first words, for the divergence.", at_least=0
+        8,
+        "Questions per edit that the model makes up from its first words, about other names, for the divergence.",
+        at_least=0,
     )
     decoys: int = setting(
         0,

@@ -1,0 +1,105 @@
+"""The same question about somebody or something else: its name is replaced by others of a kind that fits.
+
+An edit is felt most in the answers to questions that differ from its own in the name alone, and a model that is asked
+for such questions seldom brings another name of the same kind along. So names are given, of the kind that the model
+takes the question's own for.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+
+import torch
+
+from hf_edit.edits import Edit, question_of
+from hf_edit.models.editable import EditableModel
+from hf_edit.models.forward import run
+from hf_edit.prompting import PromptFormat
+from hf_edit.wordings import FRAMES, FUNCTION_WORDS
+
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+WORD = re.compile(r"[^\W_][\w'’.-]*")
+POSSESSIVE = re.compile(r"['’]s$")
+PARTICLES = frozenset("al and bin da de del der di du la le of the van von y".split())
+"""Small words that may stand between the capitals of a name."""
+REQUESTS = frozenset(word for words, _ in FRAMES for word in words.split())
+
+
+@cache
+def kinds() -> Mapping[str, tuple[str, ...]]:
+    """The word for one of a kind -> names."""
+    table = tomllib.loads(files("hf_edit.statistics").joinpath("names.toml").read_text(encoding="utf-8"))
+    return {kind: tuple(names) for kind, names in table.items()}
+
+
+def name_of(edit: Edit) -> str | None:
+    """What the edit's question is about: its subject, else the longest name in it, if there is one."""
+    question = question_of(edit.prompt)
+    if edit.subject and edit.subject in question:
+        return edit.subject
+    return max(names_in(question), key=len, default=None)
+
+
+def names_in(question: str) -> list[str]:
+    """Runs of words that begin with capitals, particles between them included.
+
+    The first word of a question has a capital in any case: it counts where a name goes on behind it, and if it is no
+    word that questions begin with.
+    """
+    words = list(WORD.finditer(question))
+    found: list[tuple[int, int]] = []
+    joins = False  # whether a capital goes on with the last name
+    for place, word in enumerate(words):
+        text = word.group()
+        spaced = place > 0 and question[words[place - 1].end() : word.start()].isspace()
+        if not text[0].isupper() or text == "I":
+            joins = joins and spaced and text in PARTICLES
+        elif joins and spaced:
+            found[-1] = found[-1][0], word.end()
+        else:
+            opens = place == 0 and text.lower() in FUNCTION_WORDS | REQUESTS
+            joins = not opens
+            if joins:
+                found.append((word.start(), word.end()))
+    names = [POSSESSIVE.sub("", question[start:end].rstrip(".'’-")) for start, end in found]
+    return [name for name in names if " " in name or not question.lstrip().startswith(name)]
+
+
+def with_other_names(
+    model: EditableModel, prompts: PromptFormat, edits: Iterable[Edit], count: int, seed: int
+) -> list[str]:
+    """How the questions of edits that hold a name begin with `count` others in its place: up to the name and at least
+    one word more, half of what follows at most. Where no word follows, that is the whole question."""
+    generator = random.Random(seed)
+    openings: list[str] = []
+    for edit in edits:
+        question, name = question_of(edit.prompt), name_of(edit)
+        if name is None:
+            continue
+        before, _, after = question.partition(name)
+        fitting = [other for other in kinds()[kind_of(model, prompts, question, name)] if other != name]
+        mark, *_ = re.split(r"(?=\s)", after, maxsplit=1)  # such as a possessive
+        words = re.findall(r"\s+\S+", after)
+        for other in generator.sample(fitting, min(count, len(fitting))):
+            kept = generator.randint(1, max(1, (len(words) + 1) // 2))
+            openings.append(before + other + mark + "".join(words[:kept]))
+    return openings
+
+
+@torch.no_grad()
+def kind_of(model: EditableModel, prompts: PromptFormat, question: str, name: str) -> str:
+    """What the model takes the name for in this question: the likeliest word behind "is a"."""
+    ids = prompts.text_ids(f"{question}\n{name} is a")
+    logits = run(model.model, torch.tensor([ids], device=model.device)).logits[0, -1]
+    return max(kinds(), key=lambda kind: float(logits[prompts.text_ids(f" {kind}")[0]]))
