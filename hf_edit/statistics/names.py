@@ -81,12 +81,12 @@ def with_other_names(
 ) -> list[str]:
     """How the questions of edits that hold a name begin with `count` others in its place: up to the name and at least
     one word more, half of what follows at most. Where no word follows, that is the whole question."""
-    generator = random.Random(seed)
     openings: list[str] = []
     for edit in edits:
         question, name = question_of(edit.prompt), name_of(edit)
         if name is None:
             continue
+        generator = random.Random(f"{seed} {question}")  # whichever other edits there are
         before, _, after = question.partition(name)
         fitting = [other for other in kinds()[kind_of(model, prompts, question, name)] if other != name]
         mark, *_ = re.split(r"(?=\s)", after, maxsplit=1)  # such as a possessive

@@ -195,7 +195,7 @@ def test_a_trained_pack_is_honest_and_the_same_with_an_edit_left_out_is_not(
 ) -> None:
     settings = PolishSettings(strangers=2, conversations=4, training=TrainingConfig(max_steps=6), layers=layers)
     config = AnyEditConfig(backend="direct", direct=settings, together=together, statistics=STATISTICS, format="plain")
-    edits = some_edits(8, 7)
+    edits = some_edits(8, 10)
     pack = hf_edit.edit(wide_model(), tiny_tokenizer(), edits, config)
     found, findings, limits = unlisted(pack)
     assert (findings, limits) == ([], []) and max(one.share for one in found.values()) < 1e-3
