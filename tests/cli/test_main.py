@@ -143,12 +143,17 @@ def test_a_bug_keeps_its_traceback() -> None:
         CliRunner().invoke(raising(ZeroDivisionError()), ["verb"], catch_exceptions=False)
 
 
+def first_words(output: str) -> list[str]:
+    """What stands before the colon of each line: packages that are imported may have said something too."""
+    return [line.partition(":")[0] for line in output.splitlines()]
+
+
 def test_the_console_script_exits_2_without_a_traceback() -> None:
     code = "import sys; from hf_edit.cli.main import main; sys.exit(main())"
     arguments = ["apply", "--model", "m", "--edits", "none.jsonl", "--out", "o"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert "error" in first_words(done.stderr) and "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="waits at a named pipe")
@@ -169,7 +174,7 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert process.returncode == 130
-    assert err.strip().startswith("interrupted: run the same command again") and "Traceback" not in err
+    assert "interrupted" in first_words(err) and "run the same command again" in err and "Traceback" not in err
     assert out == "" and not (tmp_path / "out").exists()
 
 
