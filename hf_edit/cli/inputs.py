@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_edit import toml
 from hf_edit.datasets.formats import FORMATS, read_cases
 from hf_edit.datasets.records import edits_of
 from hf_edit.edits import EditSet
 from hf_edit.errors import ConfigError
 
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 READERS = tuple(FORMATS)
 """Layouts of files of edits."""
@@ -60,7 +55,7 @@ def read_table(path: Path) -> dict[str, Any]:
         raise ConfigError(f"The config file {path} has the ending {path.suffix!r}.", "Use a .json or .toml file.")
     try:
         text = path.read_text(encoding="utf-8")
-        settings = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        settings = json.loads(text) if path.suffix == ".json" else toml.loads(text)
     except FileNotFoundError as error:
         raise ConfigError(f"There is no config file {path}.", "Give the path of an existing file.") from error
     except ValueError as error:  # of JSON, TOML and UTF-8 alike

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
 
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from hf_edit import toml
 
 
 @dataclass(frozen=True)
@@ -38,5 +33,5 @@ class Family:
 def families() -> MappingProxyType[str, Family]:
     """The table, `model_type` -> `Family`."""
     text = resources.files("hf_edit.models").joinpath("families.toml").read_text(encoding="utf-8")
-    table = tomllib.loads(text)
+    table = toml.loads(text)
     return MappingProxyType({name: Family(name, x["blocks"], tuple(x["mlp_out"])) for name, x in table.items()})

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import random
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 
 import torch
 
+from hf_edit import toml
 from hf_edit.edits import Edit, question_of
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.forward import run
@@ -23,23 +23,18 @@ from hf_edit.prompting import PromptFormat
 from hf_edit.wordings import FRAMES, FUNCTION_WORDS
 
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-
 WORD = re.compile(r"[^\W_][\w'’.-]*")
 POSSESSIVE = re.compile(r"['’]s$")
 PARTICLES = frozenset("al and bin da de del der di du la le of the van von y".split())
 """Small words that may stand between the capitals of a name."""
-REQUESTS = frozenset(word for words, _ in FRAMES for word in words.split())
+OPENERS = FUNCTION_WORDS | {word for words, _ in FRAMES for word in words.split()}
+"""Words that questions and requests begin with."""
 
 
 @cache
 def kinds() -> Mapping[str, tuple[str, ...]]:
     """The word for one of a kind -> names."""
-    table = tomllib.loads(files("hf_edit.statistics").joinpath("names.toml").read_text(encoding="utf-8"))
+    table = toml.loads(files("hf_edit.statistics").joinpath("names.toml").read_text(encoding="utf-8"))
     return {kind: tuple(names) for kind, names in table.items()}
 
 
@@ -68,8 +63,7 @@ def names_in(question: str) -> list[str]:
         elif joins and spaced:
             found[-1] = found[-1][0], word.end()
         else:
-            opens = place == 0 and text.lower() in FUNCTION_WORDS | REQUESTS
-            joins = not opens
+            joins = place > 0 or text.lower() not in OPENERS
             if joins:
                 found.append((word.start(), word.end()))
     names = [POSSESSIVE.sub("", question[start:end].rstrip(".'’-")) for start, end in found]
