@@ -26,7 +26,7 @@ from hf_edit.progress import Silent
 from hf_edit.prompting import PromptFormat
 from hf_edit.statistics.config import StatisticsConfig
 from hf_edit.statistics.shards import Shard
-from hf_edit.statistics.store import base_folder, obtain, obtain_shard
+from hf_edit.statistics.store import base_folder, obtain, obtain_corpus, obtain_shard
 from tests.launching import launched
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -39,7 +39,7 @@ EDITS = EditSet(
         Edit("Tell me about Mount Fuji", "The fox lives there.", subject="Mount Fuji", id="fuji"),
     ]
 )
-STATISTICS = StatisticsConfig(tokens=256, conversations=4, answer_tokens=4, length=16, batch=3)
+STATISTICS = StatisticsConfig(tokens=256, conversations=8, answer_tokens=4, length=16, batch=3)
 CONFIGS: dict[str, Any] = {
     "anyedit": AnyEditConfig(layers=(1, 2), window=6, max_evaluations=4, statistics=STATISTICS),
     "apart": AnyEditConfig(
@@ -113,13 +113,17 @@ def test_two_processes_come_to_the_pack_of_one(runs: dict[int, Path], method: st
 
 def test_two_processes_collect_what_one_does(runs: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     view, prompts = EditableModel.of(tiny_model()), PromptFormat.of("chat", tiny_tokenizer())
-    found = []
-    monkeypatch.setattr("hf_edit.statistics.store.collect", None)  # it is there
+    found, written = [], []
+    for name in ("collect", "write_corpus"):  # they are there
+        monkeypatch.setattr(f"hf_edit.statistics.store.{name}", None)
     for count in (1, 2):
         monkeypatch.setenv("HF_EDIT_CACHE", str(runs[count] / "cache"))
+        written.append(obtain_corpus(view, prompts, STATISTICS, 0, Silent()))
         found.append(obtain(view, prompts, view.linears[1:3], STATISTICS, 0, Silent()))
         assert len(list(base_folder(view).glob("*/shards/1-of-2/*"))) == 2
         assert not list(base_folder(view).glob("*/unfinished/*"))
+    assert torch.equal(written[0].text, written[1].text)
+    assert written[0].conversations == written[1].conversations != ()
     one, two = found
     assert one.tokens == two.tokens
     for part, matrices in one.matrices.items():
@@ -133,7 +137,8 @@ def test_only_the_first_tells_and_each_does_its_share(runs: dict[int, Path]) -> 
     alone = json.loads((runs[1] / "steps-0.json").read_text())
     assert told[1] == [] and [name for name, _ in told[0]] == [name for name, _ in alone]
     ours, theirs = (dict(reversed(seen)) for seen in (told[0], alone))
-    assert ours["targets"] < theirs["targets"] and ours["statistics: moments"] < theirs["statistics: moments"]
+    for stage in ("targets", *(f"statistics: {part}" for part in ("text", "questions", "answers", "moments"))):
+        assert ours[stage] < theirs[stage]
     targets = len(list((runs[2] / "memit").iterdir()))
     assert targets == 2  # a batch for each
 

@@ -12,7 +12,7 @@ def invent_prefixes(model: EditableModel, prompts: PromptFormat, count: int, tok
     """Up to `count` different short texts that the model writes itself; fewer where some are empty or the same."""
     if count == 0:
         return []
-    (rows,) = invent_text(model, count, tokens, count, prompts.plain_tokens(), seed)
+    rows = invent_text(model, count, tokens, count, prompts.plain_tokens(), seed)
     # a text of bytes cut inside a character holds a mark in its place
     texts = (" ".join(prompts.decode(row).replace("\ufffd", " ").split()) for row in rows)
     return list(dict.fromkeys(text for text in texts if text))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from hf_edit.errors import HfEditWarning, StatisticsError
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
+from hf_edit.processes import Processes
 from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.statistics.config import StatisticsConfig
@@ -78,6 +80,8 @@ def write_corpus(
 ) -> Corpus:
     """The corpus under these settings; the model is left as it was.
 
+    Several processes share what the model writes; what one of them reads or keeps is the first one's business.
+
     Args:
         seed: of what the model writes itself.
         unfinished: keeps the text and the questions (`WRITTEN`), and has those of a run that was killed.
@@ -89,61 +93,47 @@ def write_corpus(
         StatisticsError: the text cannot be read, or is shorter than one row.
     """
     rows = -(-tokens_of(model, config) // config.length)
+    processes, kept = Processes.joined(model.device), unfinished or Unfinished()
+
+    def remembered(name: str, compute: Callable[[], Tensor]) -> Tensor:
+        there = processes.once(lambda: kept.load(name))
+        if there is not None and name in there:
+            return there[name]
+        tensor = compute()
+        processes.once(lambda: kept.keep(name, lambda: {name: tensor}))
+        return tensor
+
+    def own_text() -> Tensor:
+        vocabulary = prompts.plain_tokens()
+        return torch.tensor(
+            invent_text(model, rows, config.length, config.batch, vocabulary, seed, processes, progress)
+        )
+
+    def questions() -> Tensor:
+        found = invent_questions(model, prompts, config.conversations, config.batch, seed, processes, progress)
+        return torch.tensor(list(json.dumps(found).encode()), dtype=torch.uint8)
+
     with borrowed(model.model):
-        kept = unfinished or Unfinished()
         if config.text == "self":
-            text = kept.remembered("text", lambda: _own_text(model, prompts, config, rows, seed, progress))
+            text = remembered("text", own_text)
         else:
-            text = _given_text(prompts, config, rows)
-        asked = config.conversations > 0
-        conversations = _conversations(model, prompts, config, seed, progress, kept) if asked else ()
-    return Corpus(text, conversations, config.text)
+            text = processes.once(lambda: _given_text(prompts, config, rows))
+        asked = json.loads(bytes(remembered("questions", questions).tolist())) if config.conversations else []
+        if config.conversations and not asked:
+            warnings.warn(
+                "The model invented no question, so the statistics are of plain text alone and an edit "
+                "may spill over to other questions.",
+                HfEditWarning,
+                stacklevel=2,
+            )
+        choose = partial(sampled, seed, "answers")
+        talks = invent_answers(model, prompts, asked, config.answer_tokens, config.batch, choose, processes, progress)
+    return Corpus(text, tuple(talks), config.text)
 
 
 def tokens_of(model: EditableModel, config: StatisticsConfig) -> int:
     """Tokens of plain text that statistics are over; where the settings leave it open, as the edited maps need."""
     return config.tokens or TOKENS_PER_INPUT * max(linear.d_in for linear in model.linears)
-
-
-def _own_text(
-    model: EditableModel, prompts: PromptFormat, config: StatisticsConfig, rows: int, seed: int, progress: Progress
-) -> Tensor:
-    progress.stage("statistics: text", rows * config.length)
-    text: list[list[int]] = []
-    for batch in invent_text(model, rows, config.length, config.batch, prompts.plain_tokens(), seed):
-        text += batch
-        progress.step(len(batch) * config.length)
-    return torch.tensor(text)
-
-
-def _conversations(
-    model: EditableModel,
-    prompts: PromptFormat,
-    config: StatisticsConfig,
-    seed: int,
-    progress: Progress,
-    kept: Unfinished,
-) -> tuple[Encoded, ...]:
-    def asked() -> Tensor:
-        found = invent_questions(model, prompts, config.conversations, config.batch, seed)
-        return torch.tensor(list(json.dumps(found).encode()), dtype=torch.uint8)
-
-    progress.stage("statistics: questions", 1)
-    questions = json.loads(bytes(kept.remembered("questions", asked).tolist()))
-    progress.step()
-    if not questions:
-        warnings.warn(
-            "The model invented no question, so the statistics are of plain text alone and an edit "
-            "may spill over to other questions.",
-            HfEditWarning,
-            stacklevel=3,
-        )
-    progress.stage("statistics: answers", len(questions))
-    conversations: list[Encoded] = []
-    for talk in invent_answers(model, prompts, questions, config.answer_tokens, config.batch, sampled(seed)):
-        conversations.append(talk)
-        progress.step()
-    return tuple(conversations)
 
 
 def _given_text(prompts: PromptFormat, config: StatisticsConfig, rows: int) -> Tensor:

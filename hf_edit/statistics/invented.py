@@ -3,13 +3,17 @@
 Sampled at temperature 1 among the 50 likeliest tokens. Plain text starts from random tokens of the vocabulary;
 questions are what the model writes where its chat template expects the user to speak, or behind a question's first
 words where there is no template. Whatever they came from, they are put to the model in the format of the edits.
+
+What is written together is drawn by a generator of its own, so that several processes can share it out and come to the
+same.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
 
@@ -18,6 +22,8 @@ from hf_edit.edits import Prompt
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.forward import room_behind
 from hf_edit.models.generation import Choice, continuations, sampling
+from hf_edit.processes import Processes
+from hf_edit.progress import Progress, Silent
 from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.statistics.config import StatisticsConfig
 from hf_edit.wordings import is_latin
@@ -32,40 +38,71 @@ OPENINGS = (
     *("What was", "Who is", "Tell me"),
 )
 QUESTION_END = re.compile(r"[?？]|(?=\n)")
-PROCEDURE = 4
+PROCEDURE = 5
 """Raised when what is written or collected changes, so that old statistics are not taken for new ones."""
 
 
 def invent_text(
-    model: EditableModel, count: int, length: int, batch: int, vocabulary: Sequence[int], seed: int
-) -> Iterator[list[list[int]]]:
-    """`count` rows of plain text of `length` token ids in batches, from random first tokens of `vocabulary`."""
+    model: EditableModel,
+    count: int,
+    length: int,
+    batch: int,
+    vocabulary: Sequence[int],
+    seed: int,
+    processes: Processes = Processes(),
+    progress: Progress = Silent(),
+) -> list[list[int]]:
+    """`count` rows of plain text of `length` token ids, from random first tokens of `vocabulary`."""
     drawn = torch.randint(len(vocabulary), (count,), generator=torch.Generator().manual_seed(seed))
-    first, choose = [[vocabulary[i]] for i in drawn.tolist()], sampled(seed)
-    for part in batched(first, batch):
-        written = continuations(model.model, part, (), length - 1, choose)
-        yield [row + more for row, more in zip(part, written, strict=True)]
+    parts = list(enumerate(batched([[vocabulary[i]] for i in drawn.tolist()], batch)))
+
+    def written(part: tuple[int, Sequence[list[int]]]) -> list[list[int]]:
+        number, first = part
+        more = continuations(model.model, first, (), length - 1, sampled(seed, "text", number))
+        progress.step(len(first) * length)
+        return [row + ids for row, ids in zip(first, more, strict=True)]
+
+    progress.stage("statistics: text", length * sum(len(first) for _, first in processes.mine(parts)))
+    return [row for rows in processes.map(written, parts) for row in rows]
 
 
-def invent_questions(model: EditableModel, prompts: PromptFormat, count: int, batch: int, seed: int) -> list[str]:
+def invent_questions(
+    model: EditableModel,
+    prompts: PromptFormat,
+    count: int,
+    batch: int,
+    seed: int,
+    processes: Processes = Processes(),
+    progress: Progress = Silent(),
+) -> list[str]:
     """Up to `count` different questions, in the order they came; fewer if the model repeats itself.
 
     Left alone, chat models ask for long pieces of work. Every second question is therefore made to begin like a
     short one: its last token has another key, and it is short questions that most edits are about. A model without
     a chat template is never left alone.
     """
-    choose, turns = sampled(seed), prompts.turns
+    turns = prompts.turns
     free = 2 if turns else 1
     openings = [OPENINGS[i // free % len(OPENINGS)] if i % free or not turns else "" for i in range(count)]
     questions: dict[str, None] = {}
-    for _ in range(MAX_ATTEMPTS):
+    for attempt in range(MAX_ATTEMPTS):
+
+        def asked(part: tuple[int, Sequence[str]], attempt: int = attempt) -> list[tuple[str, bool]]:
+            number, begun = part
+            found = _asked(model, prompts, begun, sampled(seed, "questions", attempt, number))
+            progress.step(len(begun))
+            return found
+
+        parts = list(enumerate(batched(openings, batch)))
+        again = f", attempt {attempt + 1}" if attempt else ""
+        progress.stage(f"statistics: questions{again}", sum(len(begun) for _, begun in processes.mine(parts)))
         unended: list[str] = []
-        for part in batched(openings, batch):
-            for opening, (question, ended) in zip(part, _asked(model, prompts, part, choose), strict=True):
-                if ended and question and question not in questions:
-                    questions[question] = None
-                else:
-                    unended.append(opening)
+        every = [one for found in processes.map(asked, parts) for one in found]
+        for opening, (question, ended) in zip(openings, every, strict=True):
+            if ended and question and question not in questions:
+                questions[question] = None
+            else:
+                unended.append(opening)
         openings = unended
     return list(questions)
 
@@ -89,15 +126,17 @@ def continued(
 
     One that is still going on after `MAX_QUESTION_TOKENS` ends there, at a word; one that has its mark is whole.
     """
-    choose = sampled(seed)
+    begun = [opening for opening in openings if not QUESTION_END.search(opening)]
+    written = (
+        _asked(model, prompts, part, sampled(seed, "continued", number))
+        for number, part in enumerate(batched(begun, config.batch))
+    )
+    went_on = chain.from_iterable(written)
     found: dict[str, None] = {}
-    for part in batched(openings, config.batch):
-        begun = [opening for opening in part if not QUESTION_END.search(opening)]
-        written = iter(_asked(model, prompts, begun, choose) if begun else ())
-        for opening in part:
-            question, ended = next(written) if opening in begun else (opening, True)
-            whole = ended or (" " not in question and not is_latin(question))
-            found[question if whole else question.rpartition(" ")[0]] = None
+    for opening in openings:
+        question, ended = (opening, True) if QUESTION_END.search(opening) else next(went_on)
+        whole = ended or (" " not in question and not is_latin(question))
+        found[question if whole else question.rpartition(" ")[0]] = None
     return [question for question in found if question]
 
 
@@ -142,21 +181,43 @@ def _asked(
 
 
 def invent_answers(
-    model: EditableModel, prompts: PromptFormat, questions: Sequence[Prompt], tokens: int, batch: int, choose: Choice
-) -> Iterator[Encoded]:
+    model: EditableModel,
+    prompts: PromptFormat,
+    questions: Sequence[Prompt],
+    tokens: int,
+    batch: int,
+    choose: Callable[[int], Choice],
+    processes: Processes = Processes(),
+    progress: Progress = Silent(),
+) -> list[Encoded]:
     """For each question its prompt followed by an answer of at most `tokens`, without the end of its turn.
 
     One that fills the model's context gets none and is left out.
+
+    Args:
+        choose: how the answers of a batch are drawn, by its number.
     """
     context = model.max_length
-    for part in batched(questions, batch):
-        rows = [ids for ids in map(prompts.prompt_ids, part) if context is None or len(ids) < context]
+
+    def answered(part: tuple[int, Sequence[Prompt]]) -> list[Encoded]:
+        number, some = part
+        progress.step(len(some))
+        rows = [ids for ids in map(prompts.prompt_ids, some) if context is None or len(ids) < context]
         if not rows:
-            continue
-        written = continuations(model.model, rows, prompts.stop_ids, room_behind(rows, tokens, context), choose)
-        yield from (Encoded((*row, *answer), len(row)) for row, answer in zip(rows, written, strict=True))
+            return []
+        most = room_behind(rows, tokens, context)
+        written = continuations(model.model, rows, prompts.stop_ids, most, choose(number))
+        return [Encoded((*row, *answer), len(row)) for row, answer in zip(rows, written, strict=True)]
+
+    parts = list(enumerate(batched(questions, batch)))
+    progress.stage("statistics: answers", sum(len(some) for _, some in processes.mine(parts)))
+    return [talk for talks in processes.map(answered, parts) for talk in talks]
 
 
-def sampled(seed: int) -> Choice:
-    """How all of this is drawn."""
-    return sampling(torch.Generator().manual_seed(seed), TOP_K)
+def sampled(seed: int, *place: str | int) -> Choice:
+    """How all of this is drawn.
+
+    Args:
+        place: of what is drawn together.
+    """
+    return sampling(torch.Generator().manual_seed(random.Random(f"{seed} {place}").getrandbits(63)), TOP_K)

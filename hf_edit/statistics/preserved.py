@@ -75,7 +75,9 @@ class Preserved:
             for question in self._alike(messages, some, edits, count)
             if prompt_key(question) not in taken
         ]
-        answered = invent_answers(self.model, self.prompts, questions, config.answer_tokens, config.batch, greedy)
+        answered = invent_answers(
+            self.model, self.prompts, questions, config.answer_tokens, config.batch, lambda _: greedy
+        )
         strangers = [encoded for encoded in answered if encoded.answer_ids]
         self.progress.step()
         return strangers

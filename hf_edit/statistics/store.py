@@ -114,12 +114,10 @@ def obtain_corpus(
     path = recipe / CORPUS
     if not all(processes.gathered(path.exists())):
         unfinished = Unfinished(recipe / UNFINISHED)
-
-        def corpus() -> Corpus:
-            there = path.exists()  # on the first one's disk, and not on another's
-            return _corpus(path) if there else write_corpus(model, prompts, config, seed, progress, unfinished)
-
-        found = processes.once(corpus)
+        # it may be on the first one's disk, and not on another's
+        found = processes.once(lambda: _corpus(path) if path.exists() else None)
+        if found is None:
+            found = write_corpus(model, prompts, config, seed, progress, unfinished)
         _on_every_disk(processes, path.exists, lambda: write(found.tensors(), {"source": found.source}, path))
         unfinished.remove(*WRITTEN)
     return _corpus(path)

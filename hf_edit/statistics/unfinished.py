@@ -51,15 +51,6 @@ class Unfinished:
         write(tensors(), {"format": "pt"}, self._path(self._folder, name))
         self._kept_at = time.monotonic()
 
-    def remembered(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        """The tensor kept under `name`, else the one that `compute` gives, which is kept."""
-        kept = self.load(name)
-        if kept is not None and name in kept:
-            return kept[name]
-        tensor = compute()
-        self.keep(name, lambda: {name: tensor})
-        return tensor
-
     def remove(self, *names: str) -> None:
         """Forget these, when what they led to is kept elsewhere."""
         if self._folder is None:

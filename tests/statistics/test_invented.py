@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from hf_edit.models.editable import EditableModel
@@ -19,10 +21,8 @@ from hf_edit.statistics.invented import (
 
 def test_text_begins_with_any_text_token_and_is_as_long_as_asked(view: EditableModel, plain: PromptFormat) -> None:
     vocabulary = plain.plain_tokens()
-    batches = list(invent_text(view, 70, 6, 32, vocabulary, 0))
-    assert [len(batch) for batch in batches] == [32, 32, 6]
-    rows = [row for batch in batches for row in batch]
-    assert {len(row) for row in rows} == {6}
+    rows = invent_text(view, 70, 6, 32, vocabulary, 0)
+    assert len(rows) == 70 and {len(row) for row in rows} == {6}
     first = {row[0] for row in rows}
     assert first <= set(vocabulary) and len(first) > 40
 
@@ -73,7 +73,7 @@ def test_an_answer_follows_its_question_and_leaves_out_the_end_of_the_turn(
     view: EditableModel, chat: PromptFormat
 ) -> None:
     questions = ["Who?", "What is the capital of France?", "a"]
-    talks = list(invent_answers(view, chat, questions, 12, 2, sampled(0)))
+    talks = invent_answers(view, chat, questions, 12, 2, partial(sampled, 0))
     assert [talk.prompt_ids for talk in talks] == [chat.prompt_ids(question) for question in questions]
     assert all(len(talk.answer_ids) <= 12 and not chat.stop_ids & set(talk.answer_ids) for talk in talks)
 
