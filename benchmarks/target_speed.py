@@ -31,8 +31,8 @@ from typing import Any
 
 import torch
 from common import BASE, data_folder, environment, seconds, write
+from profiling import profiled
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile, record_function
 
 from hf_edit.datasets import unke
 from hf_edit.methods.anyedit.chunking import chunks_of
@@ -53,10 +53,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.methods.anyedit.reference import chunk_bounds, reference_targets, reference_updates  # noqa: E402
 
 
-PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm")
-ATTENTION = "attention"
-AROUND = "outside of operators"
-SHOWN = 12
 PROFILED_EVALUATIONS = 5
 
 
@@ -138,7 +134,8 @@ def measured(subject: Subject, edits: Sequence[Encoded], turns: int, batch: bool
             "evaluations": [int(targets.evaluations.sum()) for targets in together[0].targets],
         }
         print(length, found["batch"], flush=True)
-    found["profile"] = profiled(replace_evaluations(subject, PROFILED_EVALUATIONS), edits[0])
+    few = replace_evaluations(subject, PROFILED_EVALUATIONS)
+    found["profile"] = profiled(lambda: taught(few, edits[:1]), subject.view.device)
     print(length, "in matrix products:", round(found["profile"]["in_matrix_products"], 3), flush=True)
     return found
 
@@ -245,38 +242,6 @@ class Reference:
 
     def restore(self) -> None:
         self.linear.weight.data.copy_(self.weight)
-
-
-# ---- where the time goes ---------------------------------------------------------------------------------------
-
-
-def profiled(subject: Subject, edit: Encoded) -> dict[str, Any]:
-    """Shares of the time that operators take themselves, on the accelerator where there is one.
-
-    Else the processor's time outside of operators, Python's and the profiler's own, is a part as well: AROUND.
-    """
-    on_cuda = subject.view.device.type == "cuda"
-    activities = [ProfilerActivity.CUDA] if on_cuda else []
-    with profile(activities=[ProfilerActivity.CPU, *activities], acc_events=True) as profiler, record_function(AROUND):
-        taught(subject, [edit])
-    events = profiler.key_averages()
-    if on_cuda:  # kernels are events beside the operators that start them
-        taken = {event.key: event.self_device_time_total for event in events if event.key.startswith("aten::")}
-    else:
-        taken = {event.key: event.self_cpu_time_total for event in events}
-    total = sum(taken.values())
-    shares = {name: round(each / total, 4) for name, each in sorted(taken.items(), key=lambda item: -item[1])}
-    rest = [name for name in shares if not is_product(name)]
-    return {
-        "of": "accelerator" if on_cuda else "processor",
-        "in_matrix_products": sum(share for name, share in shares.items() if is_product(name)),
-        "products": {name: share for name, share in shares.items() if share and is_product(name)},
-        "rest": {name: shares[name] for name in rest[:SHOWN]},
-    }
-
-
-def is_product(operator: str) -> bool:
-    return operator in PRODUCTS or ATTENTION in operator
 
 
 if __name__ == "__main__":
