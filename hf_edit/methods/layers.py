@@ -32,6 +32,11 @@ def mlp_outputs(model: EditableModel, layers: Sequence[int], *, together: bool =
     return [model.linears[layer] for layer in layers]
 
 
-def default_rank(n_edits: int) -> int:
-    """32 for each edit up to 256 in all; beyond 64 edits 4 for each."""
-    return max(min(32 * n_edits, 256), 4 * n_edits)
+def default_rank(answer_lengths: Sequence[int]) -> int:
+    """32 for each edit up to 256 in all; beyond that one for each 8 tokens of the answers, 4 for each edit at least.
+
+    Args:
+        answer_lengths: tokens of each edit's answer.
+    """
+    n_edits = len(answer_lengths)
+    return max(min(32 * n_edits, 256), 4 * n_edits, min(sum(answer_lengths) // 8, 16 * n_edits))

@@ -21,6 +21,7 @@ class JoinSettings(MomentWeights):
     earlier_weight: float = setting(1.0, "Weight of the tokens of edits taught before.", at_least=0)
     rank: int | None = setting(
         None,
-        "Largest rank per linear; none: 32 for each edit up to 256 in all, beyond 64 edits 4 for each.",
+        "Largest rank per linear; none: 32 for each edit up to 256 in all, then one for each 8 tokens of the answers, "
+        "4 for each edit at least.",
         at_least=1,
     )

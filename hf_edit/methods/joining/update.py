@@ -103,7 +103,7 @@ class Join:
 
     @torch.no_grad()
     def _solved(self, preservation: float) -> Joined:
-        rank = self._settings.rank or default_rank(len(self._edits))
+        rank = self._settings.rank or default_rank([len(edit.text.labels) for edit in self._edits])
         dtype = torch.promote_types(self._model.dtype, torch.float32)
         deltas: dict[str, LowRankDelta] = {}
         lost: dict[str, float] = {}

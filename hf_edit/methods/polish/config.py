@@ -21,7 +21,8 @@ class PolishSettings(MomentWeights):
     )
     rank: int | None = setting(
         None,
-        "Largest rank per block; none: 32 for each edit up to 256 in all, beyond 64 edits 4 for each.",
+        "Largest rank per block; none: 32 for each edit up to 256 in all, then one for each 8 tokens of the answers, "
+        "4 for each edit at least.",
         at_least=1,
     )
     wordings: int = setting(1, "Rewrites of each prompt that are trained beside it.", at_least=0)

@@ -154,7 +154,7 @@ class Polishing:
         settings = self._settings
         trainees = _trainees(self._model, self._prompts, edits, settings, self._seed, self.first)
         asked = self._preserve.strangers(edits, settings.strangers) if settings.strangers else ()
-        rank = settings.rank or default_rank(len(edits))
+        rank = settings.rank or default_rank([len(one.text.labels) for one in trainees if one.judged])
         pools = untaught([self._talks, [*asked, *self._preserve.earlier]], self._prompts, edits)
         held = Teacher(self._model, pools, self.first, self._heard)
         factors = self._factors(trainees, rank, asked, self._start)
@@ -203,7 +203,7 @@ class Polishing:
                 for one, other in zip(some, [*some[1:], some[0]], strict=True)
             ]
             trainees = [Trainee(text, judged=True, weight=1.0) for text in prepared(self._model, wrong, self.first)]
-            factors = self._factors(trainees, default_rank(DECOY_EDITS), (), {})
+            factors = self._factors(trainees, default_rank([len(one.answer_ids) for one in wrong]), (), {})
             train(self._course(trainees, nothing, DECOY_TRAINING), factors, NoCheckpoints(), Silent())
             decoys.append(factors.detached())
         return decoys
@@ -238,7 +238,9 @@ class Polishing:
             if name in strange:
                 C = C + settings.stranger_weight * strange[name]
             L = penalty(C, 1.0, settings.ridge).factor
-            A, B = _coordinates(keys[name], L, min(rank, linear.d_out), start.get(name), linear.d_out)
+            # a rank that the outputs bound bounds no longer what is read: all directions cost no more to keep
+            directions = rank if rank < linear.d_out else linear.d_in
+            A, B = _coordinates(keys[name], L, directions, start.get(name), linear.d_out)
             bases[name], coordinates[name] = A.to(dtype), B.to(dtype)
         unit = hidden_scale(model, self.linears, [trainee.text for trainee in trainees], first)
         return KeyBasisFactors(bases, coordinates, unit)

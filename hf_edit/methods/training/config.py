@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from hf_edit.settings import Settings, setting
 
 
+SIZED = 8
+"""Edits whose update may be as large as `size_weight` says."""
+
+
 @dataclass(frozen=True)
 class TrainingConfig(Settings):
     """How an update is trained, whatever its form."""
@@ -30,12 +34,16 @@ class TrainingConfig(Settings):
     size_weight: float = setting(
         0.7,
         "Weight of tr(dW C dW^T), what the update moves elsewhere, measured by the hidden state's entries; as a share "
-        "of the loss that is left.",
+        "of the loss that is left. Beyond eight edits it is shared among them, as each needs its own.",
         at_least=0,
     )
     drift_weight: float = setting(2.0, "Weight of the KL divergence to the base on its own answers.", at_least=0)
     drift_share: float = setting(0.5, "Conversations per step for the divergence, by text of the step.", above=0)
     shrink: bool = setting(True, "Scale the finished update down as far as every answer stays right and sure.")
+
+    def size_share(self, n_edits: int) -> float:
+        """Weight of the size for so many edits together: what they need adds up, while their loss is a mean."""
+        return self.size_weight * min(1.0, SIZED / n_edits)
 
     def step_size(self, n_edits: int) -> float:
         """Adam's step size for so many edits together."""

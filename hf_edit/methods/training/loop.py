@@ -37,18 +37,22 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
     The size counts as a share of the loss, and no gradient goes through that share. The gradient of the loss vanishes
     with the loss; a weight of its own would decide at which loss training comes to rest, the sooner the more edits.
 
+    It ends when every answer is right and sure, when the steps are used up, or when the mean loss has long stopped
+    falling.
+
     Args:
         checkpoints: a killed run goes on from the last one kept there, to the same bits.
     """
     config, trainees = course.config, course.trainees
     generator = torch.Generator().manual_seed(course.seed)
     state = State(course.judged, course.weights)
-    step_size = config.step_size(len(state.judged))
+    step_size, size_weight = config.step_size(len(state.judged)), config.size_share(len(state.judged))
     optimiser = torch.optim.Adam(factors.parameters(), lr=step_size, betas=(0.9, 0.99))
     drawn_at_once = course.drawn_at_once
     budget = round(config.max_steps * len(trainees) / drawn_at_once)
     progress.stage("training", budget)
     key = digest_of(course, factors)
+    rested = False
     step = resumed(checkpoints.load(key), optimiser, generator, state)
     progress.step(step)
     while step < budget:
@@ -62,7 +66,7 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
         losses, right = _descended(course, drawn, weights, focus, factors, beside)
         check_finite(losses, f"The loss of step {step}")
         state.note(drawn, losses, right)
-        (config.size_weight * (weights.to(losses) @ losses) * factors.size()).backward()
+        (size_weight * (weights.to(losses) @ losses) * factors.size()).backward()
         known = course.teacher.drawn(course.held_at_once, generator) if config.drift_weight else []
         _held(course, known, factors)
         for group in optimiser.param_groups:
@@ -71,12 +75,18 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
         progress.step(loss=state.mean_loss())
         if state.done(config.stop_loss) and confirmed(course, factors, state):
             break
+        if state.rests(step, drawn_at_once) and state.mean_loss() >= config.stop_loss:
+            rested = True
+            confirmed(course, factors, state)
+            break
         if step % KEPT_EVERY == 0:
             checkpoints.save(key, snapshot(step, optimiser, generator, state))
     else:
         confirmed(course, factors, state)
     scale = shrunk(course, factors, state) if config.shrink else 1.0
-    return Trained(step, [state.losses[i] for i in state.judged], [state.right[i] for i in state.judged], scale)
+    return Trained(
+        step, [state.losses[i] for i in state.judged], [state.right[i] for i in state.judged], scale, rested
+    )
 
 
 @torch.no_grad()
@@ -85,7 +95,9 @@ def objective(course: Course, factors: Factors) -> float:
     config = course.config
     losses, _ = answers(course.model, course.first, course.texts, factors.deltas())
     weights = torch.tensor(course.weights, dtype=torch.float64, device=losses.device)
-    loss = float(weights @ losses.double() / weights.sum()) * (1 + config.size_weight * float(factors.size()))
+    loss = float(weights @ losses.double() / weights.sum()) * (
+        1 + config.size_share(len(course.judged)) * float(factors.size())
+    )
     if not config.drift_weight:
         return loss
     known = course.teacher.drawn(course.held_at_once, torch.Generator().manual_seed(course.seed))

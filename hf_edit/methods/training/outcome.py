@@ -24,7 +24,11 @@ def result_of(edits: EditSet, trained: Trained, deltas: Mapping[str, LowRankDelt
     }
     right = dict(zip(receipt, trained.right, strict=True))
     how = f"as asked after {trained.steps} steps"
-    warn_of_missed(right, how, "Raise max_steps of the training, or the rank.")
+    if trained.rested:
+        remedy = "The loss falls no more: edit more layers, raise the rank, or put fewer edits into a pack."
+    else:
+        remedy = "Raise max_steps of the training, or the rank."
+    warn_of_missed(right, how, remedy)
     return EditResult(deltas, None, receipt)
 
 

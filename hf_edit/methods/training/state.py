@@ -17,6 +17,10 @@ FORGOTTEN = 0.005
 """A text whose loss is below this is drawn as if it were this: nothing is never looked at again."""
 UNSEEN = 100.0
 """The loss of a text that was not drawn yet."""
+FALL = 0.95
+"""Mean losses above this share of the lowest one so far are no progress."""
+PATIENCE_PASSES, PATIENCE_STEPS = 6, 30
+"""Without progress for so many passes over the texts, and so many steps, training has come to rest."""
 
 
 class State:
@@ -26,6 +30,7 @@ class State:
         self.judged, self.weights = judged, weights
         self.losses = [UNSEEN] * len(weights)
         self.right = [False] * len(weights)
+        self.lowest, self.lowest_at = UNSEEN, 0
 
     def note(self, drawn: Sequence[int], losses: Tensor, right: Tensor) -> None:
         for i, loss, ok in zip(drawn, losses.tolist(), right.tolist(), strict=True):
@@ -39,6 +44,12 @@ class State:
         """Of the judged ones that were seen; UNSEEN as long as none was."""
         seen = [self.losses[i] for i in self.judged if self.losses[i] < UNSEEN]
         return sum(seen) / len(seen) if seen else UNSEEN
+
+    def rests(self, step: int, drawn_at_once: int) -> bool:
+        """Whether the mean loss has long stopped falling; to be asked after every step."""
+        if self.mean_loss() < FALL * self.lowest:
+            self.lowest, self.lowest_at = self.mean_loss(), step
+        return step - self.lowest_at >= max(PATIENCE_STEPS, PATIENCE_PASSES * len(self.losses) / drawn_at_once)
 
     def done(self, stop_loss: float) -> bool:
         return all(self.right[i] for i in self.judged) and self.mean_loss() < stop_loss
@@ -68,6 +79,7 @@ def snapshot(
         "generator": generator.get_state(),
         "losses": torch.tensor(state.losses, dtype=torch.float64),
         "right": torch.tensor(state.right),
+        "lowest": torch.tensor([state.lowest, state.lowest_at], dtype=torch.float64),
     }
     for i, leaf in enumerate(optimiser.param_groups[0]["params"]):
         tensors[f"{i}.leaf"] = leaf.detach()
@@ -87,6 +99,7 @@ def resumed(
         return 0
     generator.set_state(kept["generator"])
     state.losses, state.right = kept["losses"].tolist(), kept["right"].tolist()
+    state.lowest, state.lowest_at = kept["lowest"].tolist()
     for i, leaf in enumerate(optimiser.param_groups[0]["params"]):
         mine = {name.partition(".")[2]: value for name, value in kept.items() if name.startswith(f"{i}.")}
         leaf.copy_(mine.pop("leaf"))

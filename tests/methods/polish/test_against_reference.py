@@ -75,7 +75,9 @@ def check(
         result = Polish(config, begun or None).compute(view, prompts, edits, preserve, NoCheckpoints(), Silent())
 
     names = [linear.name for linear in polished_linears(view, config, begun)]
-    rank = min(config.rank or default_rank(len(edits)), view.hidden_size)
+    rank = config.rank or default_rank([len(prompts.encode(edit.prompt, edit.target).answer_ids) for edit in edits])
+    if rank >= view.hidden_size:  # the outputs' own bound: every direction of the inputs
+        rank = max(linear.d_in for linear in view.linears_named(names))
     twin = copy.deepcopy(model)
     blocks = EditableModel.of(twin).blocks
     writers = [
@@ -182,7 +184,7 @@ def test_other_weights() -> None:
 
 
 def test_the_weight_of_the_size_is_shared_by_many_edits() -> None:
-    many = EditSet([Edit(f"Who wrote book {i}?", f"Nobody {i}.") for i in range(6)])
+    many = EditSet([Edit(f"Who wrote book {i}?", f"Nobody {i}.") for i in range(11)])
     check("llama", many, settings({**FEW, "size_weight": 0.3}, wordings=0, layers=(1,)))
 
 

@@ -153,9 +153,24 @@ def test_a_start_that_is_worse_than_nothing_is_not_taken(times: int, recwarn: py
     assert any("better begun with nothing" in str(warning.message) for warning in recwarn) == (times > 1)
 
 
-@pytest.mark.parametrize(("edits", "rank"), [(1, 32), (3, 96), (8, 256), (64, 256), (65, 260), (100, 400)])
-def test_the_default_rank(edits: int, rank: int) -> None:
-    assert default_rank(edits) == rank
+@pytest.mark.parametrize(
+    ("edits", "tokens", "rank"),
+    [
+        (1, 5, 32),
+        (1, 450, 32),
+        (3, 130, 96),
+        (8, 130, 256),
+        (32, 130, 512),
+        (32, 128, 512),
+        (32, 40, 256),
+        (64, 5, 256),
+        (65, 5, 260),
+        (100, 5, 400),
+        (100, 80, 1000),
+    ],
+)
+def test_the_default_rank(edits: int, tokens: int, rank: int) -> None:
+    assert default_rank([tokens] * edits) == rank
 
 
 def test_the_rank_is_bounded() -> None:

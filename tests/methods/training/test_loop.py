@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_edit.errors import ComputationError
+from hf_edit.edits import Edit, EditSet
+from hf_edit.errors import ComputationError, HfEditWarning
 from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.training.answering import SHORTEST, alike_in_length
 from hf_edit.methods.training.config import TrainingConfig
@@ -20,7 +21,8 @@ from hf_edit.methods.training.course import Course, Trained, Trainee
 from hf_edit.methods.training.ending import SCALES, SHRINK_LOSS
 from hf_edit.methods.training.factors import LoraFactors
 from hf_edit.methods.training.loop import train
-from hf_edit.methods.training.state import FORGOTTEN, State
+from hf_edit.methods.training.outcome import result_of
+from hf_edit.methods.training.state import FORGOTTEN, PATIENCE_STEPS, State
 from hf_edit.methods.training.teacher import Teacher
 from hf_edit.methods.training.texts import Batch, Text, answer_logits, prepared
 from hf_edit.models.editable import EditableModel
@@ -113,6 +115,15 @@ def test_training_goes_on_while_one_is_wrong(view: EditableModel, texts: list[Te
     assert trained.steps == 30 and not all(trained.right)
     for text, loss, right in zip([texts[0], texts[2]], trained.losses, trained.right, strict=True):
         assert fresh(view, text, deltas) == (pytest.approx(loss, abs=1e-4), right)
+
+
+def test_training_ends_when_its_loss_has_long_stopped_falling(view: EditableModel, texts: list[Text]) -> None:
+    trained, _ = learned(view, of(texts[:2]), learning_rate=1e-12, max_steps=100)
+    assert trained.rested and trained.steps == 1 + PATIENCE_STEPS
+    with pytest.warns(HfEditWarning, match="2 of 2 edits are not answered as asked after 31 steps.*falls no more"):
+        result_of(EditSet([Edit("Where?", "please"), Edit("Who wrote it?", "the fox")]), trained, {})
+    slow = State([0, 1], [1.0] * 200)
+    assert not any(slow.rests(step, 8) for step in range(150)) and slow.rests(150, 8)
 
 
 def test_wordings_help_and_are_not_judged(view: EditableModel, texts: list[Text]) -> None:
