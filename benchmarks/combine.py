@@ -15,29 +15,22 @@ import argparse
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import BASE, RESULTS, chosen, data_folder, environment, unrelated_questions, write
+from common import BASE, RESULTS, chosen, data_folder, environment, write
+from long_answers import LongAnswers
 
 import hf_edit
 from hf_edit.cli.inputs import read_settings
 from hf_edit.compose.config import CombineConfig
 from hf_edit.datasets import unke
 from hf_edit.edits import Edit, EditSet
-from hf_edit.evaluation.answers import greedy_answers
-from hf_edit.evaluation.drift import Reference, drift, perplexity, reference
 from hf_edit.evaluation.scores import exact, rouge_l
 from hf_edit.models.loading import load_model
 from hf_edit.packs.pack import EditPack
 from hf_edit.prompting import PromptFormat
-
-
-STRANGERS = range(300, 308)  # UnKE records that are never edited
-PERPLEXITY_TOKENS = 2048
-SPARE_TOKENS = 64
 
 
 def main() -> None:
@@ -54,7 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model, tokenizer = load_model(arguments.model)
-    bench = Bench.of(model, tokenizer)
+    bench = Bench.of(model, tokenizer, PromptFormat.of(None, tokenizer))
     config = CombineConfig.from_mapping(read_settings(None, arguments.set, {}))
     records = unke.read(data_folder() / "unke.json")
     indices = chosen(arguments.unke, len(records))
@@ -111,35 +104,8 @@ def main() -> None:
     print(path)
 
 
-@dataclass
-class Bench:
-    """Model, and what it said before any edit."""
-
-    model: Any
-    tokenizer: Any
-    prompts: PromptFormat
-    chat: Reference
-    strangers: Reference
-    ids: Sequence[int]
-    perplexity: float
-
-    @classmethod
-    def of(cls, model: Any, tokenizer: Any) -> Bench:
-        """Ask the base."""
-        prompts = PromptFormat.of(None, tokenizer)
-        data = data_folder()
-        text = (data / "wikitext2_test.txt").read_text(encoding="utf-8")
-        ids = prompts.text_ids(text[: 8 * PERPLEXITY_TOKENS])[:PERPLEXITY_TOKENS]
-        questions = unke.read(data / "unke.json")
-        return cls(
-            model,
-            tokenizer,
-            prompts,
-            reference(model, prompts, unrelated_questions()[:16]),
-            reference(model, prompts, [questions[i].prompt for i in STRANGERS]),
-            ids,
-            perplexity(model, ids),
-        )
+class Bench(LongAnswers):
+    """What is measured of packs of some edits of the base."""
 
     def part(self, folder: Path, records: Sequence[Edit], indices: Sequence[int]) -> EditPack:
         """The pack of some records, computed by what `edit()` does without settings."""
@@ -179,9 +145,7 @@ class Bench:
             "exact": sum(right.values()) / len(right),
             "kept": sum(worked) / len(worked),
             "paraphrase": sum(scores) / len(scores),
-            "kl_chat": drift(self.model, self.chat).kl,
-            "kl_strangers": drift(self.model, self.strangers).kl,
-            "perplexity_change": perplexity(self.model, self.ids) / self.perplexity - 1,
+            **self.elsewhere(),
             "rank": max(delta.rank for delta in pack.deltas.values()),
         }
         hf_edit.detach(self.model, name)
@@ -204,10 +168,9 @@ class Bench:
     def _said(
         self, pack: EditPack | None, prompts: Sequence[Any], edits: Sequence[Edit], drafts: Sequence[str] | None = None
     ) -> list[str]:
-        longest = max(len(self.prompts.encode(edit.prompt, edit.target).answer_ids) for edit in edits)
         name = None if pack is None else hf_edit.attach(self.model, pack)
         try:
-            return greedy_answers(self.model, self.prompts, prompts, longest + SPARE_TOKENS, drafts=drafts)
+            return self.said(prompts, edits, drafts)
         finally:
             if name is not None:
                 hf_edit.detach(self.model, name)

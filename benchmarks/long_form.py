@@ -17,14 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import BASE, chosen, data_folder, environment, mean_interval, unrelated_questions, write
+from common import BASE, chosen, data_folder, environment, mean_interval, write
+from long_answers import LongAnswers
 
 import hf_edit
 from hf_edit.cli.inputs import read_settings
 from hf_edit.datasets import editeverything, unke
 from hf_edit.edits import Edit, EditSet
-from hf_edit.evaluation.answers import greedy_answers
-from hf_edit.evaluation.drift import drift, perplexity, reference
 from hf_edit.evaluation.scores import exact, rouge_l
 from hf_edit.methods import METHODS, default_config, method_for
 from hf_edit.models.editable import EditableModel
@@ -34,8 +33,6 @@ from hf_edit.prompting import PromptFormat
 from hf_edit.statistics.store import obtain
 
 
-STRANGERS = range(300, 308)  # UnKE records that are never edited
-SPARE_TOKENS = 64
 SHOWN = ("exact", "rouge_l", "rouge_l_paraphrase")
 
 
@@ -64,11 +61,7 @@ def main() -> None:
     everything = editeverything.read(data / "editeverything.json")
     records += [("editeverything", everything[i]) for i in chosen(arguments.editeverything, len(everything))]
 
-    chat = reference(model, prompts, unrelated_questions()[:16])
-    strangers = reference(model, prompts, [long_form[i].prompt for i in STRANGERS])
-    text = (data / "wikitext2_test.txt").read_text(encoding="utf-8")
-    ids = prompts.text_ids(text[: 8 * arguments.perplexity])[: arguments.perplexity]
-    before = perplexity(model, ids)
+    base = LongAnswers.of(model, tokenizer, prompts, arguments.perplexity)
     started = time.perf_counter()
     view = EditableModel.of(model)
     linears = method_for(config).linears(view)
@@ -84,15 +77,11 @@ def main() -> None:
         pack = hf_edit.edit(model, tokenizer, edits, config, resume_dir=arguments.resume)
         seconds, worked = time.perf_counter() - started, time.process_time() - worked
         name = hf_edit.attach(model, pack)
-        rows += _answers(model, prompts, group)
-        near, far = drift(model, chat), drift(model, strangers)
+        rows += _answers(base, group)
         packs.append(
             {
                 "edits": len(group),
-                "kl_chat": near.kl,
-                "agreement_chat": near.agreement,
-                "kl_strangers": far.kl,
-                "perplexity_change": perplexity(model, ids) / before - 1,
+                **base.elsewhere(),
                 "seconds_per_edit": seconds / len(group),
                 "cpu_seconds_per_edit": worked / len(group),
                 "steps": max((one.get("steps", 0) for one in pack.manifest.receipt.values()), default=0),
@@ -114,7 +103,7 @@ def main() -> None:
                 "method": arguments.method or "default",
                 "together": arguments.together,
                 "config": config.to_json(),
-                "perplexity_before": before,
+                "perplexity_before": base.perplexity,
                 "statistics_seconds": statistics_seconds,
                 "summary": summary,
                 "environment": environment(),
@@ -127,15 +116,10 @@ def main() -> None:
     print(path)
 
 
-def _answers(model: Any, prompts: PromptFormat, group: Sequence[tuple[str, Edit]]) -> list[dict[str, Any]]:
+def _answers(base: LongAnswers, group: Sequence[tuple[str, Edit]]) -> list[dict[str, Any]]:
     """What the edited model says to each record's question and its paraphrases."""
-    asked = [(prompt, edit.target) for _, edit in group for prompt in (edit.prompt, *edit.paraphrases)]
-    questions, drafts = zip(*asked, strict=True)
-    lengths = [len(prompts.encode(edit.prompt, edit.target).answer_ids) for _, edit in group]
-    said = iter(greedy_answers(model, prompts, questions, max(lengths) + SPARE_TOKENS, drafts=drafts))
     rows = []
-    for (kind, edit), length in zip(group, lengths, strict=True):
-        answers = [next(said) for _ in range(1 + len(edit.paraphrases))]
+    for (kind, edit), answers in zip(group, base.answers([edit for _, edit in group]), strict=True):
         rows.append(
             {
                 "data": kind,
@@ -143,7 +127,7 @@ def _answers(model: Any, prompts: PromptFormat, group: Sequence[tuple[str, Edit]
                 "exact": exact(answers[0], edit.target),
                 "rouge_l": rouge_l(answers[0], edit.target),
                 "rouge_l_paraphrase": [rouge_l(answer, edit.target) for answer in answers[1:]],
-                "answer_tokens": length,
+                "answer_tokens": len(base.prompts.encode(edit.prompt, edit.target).answer_ids),
                 "target": edit.target,
                 "answers": answers,
             }

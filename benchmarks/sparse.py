@@ -13,24 +13,16 @@ import argparse
 import time
 from typing import Any
 
-import torch
-from common import BASE, data_folder, environment, mean_interval, unrelated_questions, write
+from common import BASE, environment, mean_interval, write
+from long_answers import LongAnswers
 
 import hf_edit
 from hf_edit import EditPack, SparsifyConfig
 from hf_edit.cli.inputs import read_settings
 from hf_edit.compose.sparsify import moments_for
-from hf_edit.datasets import unke
-from hf_edit.evaluation.answers import greedy_answers
-from hf_edit.evaluation.drift import Reference, drift, perplexity, reference
 from hf_edit.evaluation.scores import exact, rouge_l
 from hf_edit.models.loading import load_model
 from hf_edit.prompting import PromptFormat
-
-
-STRANGERS = range(300, 308)  # UnKE records that are never edited
-PERPLEXITY_TOKENS = 2048
-SPARE_TOKENS = 64
 
 
 def main() -> None:
@@ -47,14 +39,7 @@ def main() -> None:
     pack = EditPack.from_pretrained(arguments.pack)
     config = SparsifyConfig.from_mapping(read_settings(None, arguments.set, {}))
     prompts = PromptFormat.of(pack.manifest.prompt_format.name, tokenizer)
-    data = data_folder()
-    long_form = unke.read(data / "unke.json")
-    chat = reference(model, prompts, unrelated_questions()[:16])
-    strangers = reference(model, prompts, [long_form[i].prompt for i in STRANGERS])
-    text = (data / "wikitext2_test.txt").read_text(encoding="utf-8")
-    ids = prompts.text_ids(text[: 8 * PERPLEXITY_TOKENS])[:PERPLEXITY_TOKENS]
-    before = perplexity(model, ids)
-
+    base = LongAnswers.of(model, tokenizer, prompts)
     rows: list[dict[str, Any]] = []
 
     def measure(what: str, size: int | None, version: EditPack, layout: str, seconds: float) -> None:
@@ -64,9 +49,8 @@ def main() -> None:
             "size": size,
             "bytes": _bytes(version, layout),
             "seconds": seconds,
-            **_answers(model, prompts, version),
-            **_locality(model, chat, strangers),
-            "perplexity_change": perplexity(model, ids) / before - 1,
+            **_answers(base, version),
+            **base.elsewhere(),
         }
         hf_edit.detach(model, name)
         rows.append(row)
@@ -77,7 +61,7 @@ def main() -> None:
                 "what": "a pack as it is, on few columns and truncated: greedy free generation with natural stop",
                 "pack": {"method": pack.manifest.method.name, "edits": len(pack.edits), "ids": list(pack.edits.ids)},
                 "config": config.to_json(),
-                "perplexity_before": before,
+                "perplexity_before": base.perplexity,
                 "environment": environment(),
                 "rows": rows,
             },
@@ -102,31 +86,20 @@ def _bytes(pack: EditPack, layout: str) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in pack.adapter_state_dict(layout).values())
 
 
-@torch.no_grad()
-def _answers(model: Any, prompts: PromptFormat, pack: EditPack) -> dict[str, Any]:
+def _answers(base: LongAnswers, pack: EditPack) -> dict[str, Any]:
     """How many edits are answered as asked, and how near the answers to other wordings come."""
-    asked = [(prompt, edit.target) for edit in pack.edits for prompt in (edit.prompt, *edit.paraphrases)]
-    questions, drafts = zip(*asked, strict=True)
-    longest = max(len(prompts.encode(edit.prompt, edit.target).answer_ids) for edit in pack.edits)
-    said = iter(greedy_answers(model, prompts, questions, longest + SPARE_TOKENS, drafts=drafts))
     right: list[float] = []
     near: list[float] = []
     reworded: list[float] = []
-    for edit in pack.edits:
-        answer = next(said)
+    for edit, (answer, *others) in zip(pack.edits, base.answers(list(pack.edits)), strict=True):
         right.append(float(exact(answer, edit.target)))
         near.append(rouge_l(answer, edit.target))
-        reworded += [rouge_l(next(said), edit.target) for _ in edit.paraphrases]
+        reworded += [rouge_l(other, edit.target) for other in others]
     return {
         "exact": mean_interval(right),
         "rouge_l": mean_interval(near),
         "rouge_l_paraphrase": mean_interval(reworded),
     }
-
-
-def _locality(model: Any, chat: Reference, strangers: Reference) -> dict[str, float]:
-    near, far = drift(model, chat), drift(model, strangers)
-    return {"kl_chat": near.kl, "agreement_chat": near.agreement, "kl_strangers": far.kl}
 
 
 def _short(value: Any) -> str:
