@@ -55,7 +55,7 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
     rested = False
     step = resumed(checkpoints.load(key), optimiser, generator, state)
     progress.step(step)
-    while step < budget:
+    while step < budget and not rested:
         step += 1
         optimiser.zero_grad()
         drawn = torch.multinomial(state.chances(), drawn_at_once, generator=generator).tolist()
@@ -75,10 +75,7 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
         progress.step(loss=state.mean_loss())
         if state.done(config.stop_loss) and confirmed(course, factors, state):
             break
-        if state.rests(step, drawn_at_once) and state.mean_loss() >= config.stop_loss:
-            rested = True
-            confirmed(course, factors, state)
-            break
+        rested = state.rests(step, drawn_at_once) and state.mean_loss() >= config.stop_loss
         if step % KEPT_EVERY == 0:
             checkpoints.save(key, snapshot(step, optimiser, generator, state))
     else:
