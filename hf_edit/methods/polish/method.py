@@ -238,9 +238,7 @@ class Polishing:
             if name in strange:
                 C = C + settings.stranger_weight * strange[name]
             L = penalty(C, 1.0, settings.ridge).factor
-            # a rank that the outputs bound bounds no longer what is read: all directions cost no more to keep
-            directions = rank if rank < linear.d_out else linear.d_in
-            A, B = _coordinates(keys[name], L, directions, start.get(name), linear.d_out)
+            A, B = _coordinates(keys[name], L, min(rank, linear.d_out), start.get(name), linear.d_out)
             bases[name], coordinates[name] = A.to(dtype), B.to(dtype)
         unit = hidden_scale(model, self.linears, [trainee.text for trainee in trainees], first)
         return KeyBasisFactors(bases, coordinates, unit)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_edit.models.editable import EditableLinear
-from hf_edit.solvers.low_rank import LowRankDelta, merged_when_wide
+from hf_edit.solvers.low_rank import LowRankDelta
 
 
 class Factors(Protocol):
@@ -37,8 +37,6 @@ class Factors(Protocol):
 class KeyBasisFactors:
     """dW = B A with A fixed: orthonormal directions in whitened coordinates (`hf_edit.solvers.key_basis`).
 
-    There may be more of them than outputs; dW is then handed out multiplied, with the outputs as its rank.
-
     Args:
         bases: linear name -> A, (r, d_in).
         start: linear name -> B, (d_out, r), where training begins.
@@ -54,7 +52,7 @@ class KeyBasisFactors:
         return list(self._B.values())
 
     def deltas(self) -> dict[str, LowRankDelta]:
-        return {name: merged_when_wide(LowRankDelta(self._unit * B, self._A[name])) for name, B in self._B.items()}
+        return {name: LowRankDelta(self._unit * B, self._A[name]) for name, B in self._B.items()}
 
     def detached(self) -> dict[str, LowRankDelta]:
         return _detached(self.deltas())

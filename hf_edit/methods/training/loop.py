@@ -31,8 +31,8 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
     """Adam on the factors: the drawn answers' mean loss * (1 + size_weight * size) + drift_weight * KL to the base.
 
     Once the answers' mean loss is below the stopping loss, part of each is the mean over those tokens alone that are
-    still not the likeliest (`focus`): one token of a hundred that is wrong would else weigh a hundredth, and all
-    others would grow surer than they need to be meanwhile.
+    still not the likeliest (`focus`), and texts that have any are drawn more often: one token of a hundred that is
+    wrong would else weigh a hundredth, and all others would grow surer than they need to be meanwhile.
 
     The size counts as a share of the loss, and no gradient goes through that share. The gradient of the loss vanishes
     with the loss; a weight of its own would decide at which loss training comes to rest, the sooner the more edits.
@@ -58,7 +58,7 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
     while step < budget and not rested:
         step += 1
         optimiser.zero_grad()
-        drawn = torch.multinomial(state.chances(), drawn_at_once, generator=generator).tolist()
+        drawn = torch.multinomial(state.chances(config.stop_loss), drawn_at_once, generator=generator).tolist()
         beside = _drawn_decoy(course.decoys, generator)
         weights = torch.tensor([trainees[i].weight for i in drawn], dtype=torch.float64)
         weights /= weights.sum()
@@ -70,11 +70,14 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
         known = course.teacher.drawn(course.held_at_once, generator) if config.drift_weight else []
         _held(course, known, factors)
         for group in optimiser.param_groups:
-            group["lr"] = step_size * min(1.0, step / WARM_UP, (state.mean_loss() / SLOW_BELOW) ** 0.5)
+            calm = min(1.0, step / WARM_UP, (state.mean_loss() / SLOW_BELOW) ** 0.5)
+            group["lr"] = step_size * state.pace * calm
         optimiser.step()
         progress.step(loss=state.mean_loss())
-        if state.done(config.stop_loss) and confirmed(course, factors, state):
-            break
+        if state.done(config.stop_loss):
+            if confirmed(course, factors, state):
+                break
+            state.pace /= 2
         rested = state.rests(step, drawn_at_once) and state.mean_loss() >= config.stop_loss
         if step % KEPT_EVERY == 0:
             checkpoints.save(key, snapshot(step, optimiser, generator, state))

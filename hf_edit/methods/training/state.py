@@ -15,6 +15,8 @@ from hf_edit.methods.training.factors import Factors
 
 FORGOTTEN = 0.005
 """A text whose loss is below this is drawn as if it were this: nothing is never looked at again."""
+WRONG = 10.0
+"""How much likelier a judged text that is wrong is drawn once the mean loss is below the stopping loss."""
 UNSEEN = 100.0
 """The loss of a text that was not drawn yet."""
 FALL = 0.95
@@ -24,21 +26,29 @@ PATIENCE_PASSES, PATIENCE_STEPS = 6, 30
 
 
 class State:
-    """What was last seen of each trainee."""
+    """What was last seen of each trainee, and how it went since.
+
+    `pace` is what steps are shortened by. With many texts, those that were right when last seen may no longer be, as
+    steps for others jump about the end; each time that shows, steps become half as long.
+    """
 
     def __init__(self, judged: Sequence[int], weights: Sequence[float]) -> None:
         self.judged, self.weights = judged, weights
         self.losses = [UNSEEN] * len(weights)
         self.right = [False] * len(weights)
         self.lowest, self.lowest_at = UNSEEN, 0
+        self.pace = 1.0
 
     def note(self, drawn: Sequence[int], losses: Tensor, right: Tensor) -> None:
         for i, loss, ok in zip(drawn, losses.tolist(), right.tolist(), strict=True):
             self.losses[i], self.right[i] = loss, ok
 
-    def chances(self) -> Tensor:
-        """In proportion to which the trainees are drawn."""
-        return torch.tensor([w * max(loss, FORGOTTEN) for w, loss in zip(self.weights, self.losses, strict=True)])
+    def chances(self, stop_loss: float) -> Tensor:
+        """In proportion to which the trainees are drawn: by their losses, and in the end by what is wrong."""
+        chances = torch.tensor([w * max(loss, FORGOTTEN) for w, loss in zip(self.weights, self.losses, strict=True)])
+        if self.mean_loss() < stop_loss:
+            chances[[i for i in self.judged if not self.right[i]]] *= WRONG
+        return chances
 
     def mean_loss(self) -> float:
         """Of the judged ones that were seen; UNSEEN as long as none was."""
@@ -79,7 +89,7 @@ def snapshot(
         "generator": generator.get_state(),
         "losses": torch.tensor(state.losses, dtype=torch.float64),
         "right": torch.tensor(state.right),
-        "lowest": torch.tensor([state.lowest, state.lowest_at], dtype=torch.float64),
+        "course": torch.tensor([state.lowest, state.lowest_at, state.pace], dtype=torch.float64),
     }
     for i, leaf in enumerate(optimiser.param_groups[0]["params"]):
         tensors[f"{i}.leaf"] = leaf.detach()
@@ -99,7 +109,7 @@ def resumed(
         return 0
     generator.set_state(kept["generator"])
     state.losses, state.right = kept["losses"].tolist(), kept["right"].tolist()
-    state.lowest, state.lowest_at = kept["lowest"].tolist()
+    state.lowest, state.lowest_at, state.pace = kept["course"].tolist()
     for i, leaf in enumerate(optimiser.param_groups[0]["params"]):
         mine = {name.partition(".")[2]: value for name, value in kept.items() if name.startswith(f"{i}.")}
         leaf.copy_(mine.pop("leaf"))

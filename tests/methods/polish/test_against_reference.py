@@ -76,8 +76,7 @@ def check(
 
     names = [linear.name for linear in polished_linears(view, config, begun)]
     rank = config.rank or default_rank([len(prompts.encode(edit.prompt, edit.target).answer_ids) for edit in edits])
-    if rank >= view.hidden_size:  # the outputs' own bound: every direction of the inputs
-        rank = max(linear.d_in for linear in view.linears_named(names))
+    rank = min(rank, view.hidden_size)
     twin = copy.deepcopy(model)
     blocks = EditableModel.of(twin).blocks
     writers = [

@@ -164,11 +164,16 @@ def reference_training(
     def done() -> bool:
         return all(right[i] for i in judged) and sum(losses[i] for i in judged) / len(judged) < config.stop_loss
 
+    pace = 1.0
     for step in range(1, budget + 1):
-        chances = [text.weight * max(loss, FORGOTTEN) for text, loss in zip(texts, losses, strict=True)]
+        ending = mean() < config.stop_loss
+        chances = [
+            text.weight * max(loss, FORGOTTEN) * (10.0 if ending and text.judged and not ok else 1.0)
+            for text, loss, ok in zip(texts, losses, right, strict=True)
+        ]
         drawn = torch.multinomial(torch.tensor(chances), count, generator=generator).tolist()
         update = dense()
-        focus = config.focus if mean() < config.stop_loss else 0.0
+        focus = config.focus if ending else 0.0
         asked, weights = ask(drawn, update, focus), [texts[i].weight for i in drawn]
         focused, loss = (
             sum(weight * each for weight, each in zip(weights, values, strict=True)) / sum(weights)
@@ -176,13 +181,14 @@ def reference_training(
         )
         objective = focused + config.size_weight * min(1.0, 8 / len(judged)) * loss * size(update)
         objective = objective + drift(model, pools, count, update, config, generator)
-        rate = config.step_size(len(judged)) * min(1.0, step / WARM_UP, (mean() / 0.3) ** 0.5)
+        rate = pace * config.step_size(len(judged)) * min(1.0, step / WARM_UP, (mean() / 0.3) ** 0.5)
         for leaf, grad, (m, v) in zip(leaves, torch.autograd.grad(objective, leaves), moments, strict=True):
             adam_step(leaf, grad, m, v, step, rate)
         if done() or step == budget:  # as far as was last seen
             ask(judged, dense())
             if done():
                 break
+            pace /= 2
     final = {name: update.detach() for name, update in dense().items()}
     kept = [i for i in judged if right[i]]
     scale = smallest_scale(model, [texts[i] for i in kept], final, config.stop_loss) if config.shrink else 1.0

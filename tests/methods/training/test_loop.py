@@ -22,7 +22,7 @@ from hf_edit.methods.training.ending import SCALES, SHRINK_LOSS
 from hf_edit.methods.training.factors import LoraFactors
 from hf_edit.methods.training.loop import train
 from hf_edit.methods.training.outcome import result_of
-from hf_edit.methods.training.state import FORGOTTEN, PATIENCE_STEPS, State
+from hf_edit.methods.training.state import FORGOTTEN, PATIENCE_STEPS, WRONG, State
 from hf_edit.methods.training.teacher import Teacher
 from hf_edit.methods.training.texts import Batch, Text, answer_logits, prepared
 from hf_edit.models.editable import EditableModel
@@ -164,10 +164,12 @@ def test_no_more_than_two_texts_per_judged_one_are_drawn(view: EditableModel, te
 
 def test_texts_are_drawn_by_their_loss_and_none_is_forgotten(texts: list[Text]) -> None:
     state = State([0, 1], [1.0, 1.0, 0.5])
-    chances = state.chances()
+    chances = state.chances(0.3)
     assert chances[0] == chances[1] == 2 * chances[2] > 1  # none was drawn yet
     state.note([0, 1, 2], torch.tensor([0.0, 0.4, 0.4]), torch.tensor([True, False, False]))
-    assert torch.allclose(state.chances(), torch.tensor([FORGOTTEN, 0.4, 0.2]))
+    assert torch.allclose(state.chances(0.1), torch.tensor([FORGOTTEN, 0.4, 0.2]))
+    ending = state.chances(0.3)  # what is judged and wrong comes first
+    assert torch.allclose(ending, torch.tensor([FORGOTTEN, 0.4 * WRONG, 0.2]))
 
 
 def test_several_edits_take_shorter_steps_than_one() -> None:
