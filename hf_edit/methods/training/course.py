@@ -81,7 +81,7 @@ class Trained:
         losses: per judged trainee, in order, the mean negative log likelihood per answer token.
         right: per judged trainee, whether every token of the answer is the likeliest, which greedy decoding says.
         scale: what the update was scaled down by at the end.
-        rested: it ended because the loss no longer fell.
+        rested: it ended because it came no further.
     """
 
     steps: int

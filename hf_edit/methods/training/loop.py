@@ -37,8 +37,7 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
     The size counts as a share of the loss, and no gradient goes through that share. The gradient of the loss vanishes
     with the loss; a weight of its own would decide at which loss training comes to rest, the sooner the more edits.
 
-    It ends when every answer is right and sure, when the steps are used up, or when the mean loss has long stopped
-    falling.
+    It ends when every answer is right and sure, when the steps are used up, or when it has long come no further.
 
     Args:
         checkpoints: a killed run goes on from the last one kept there, to the same bits.
@@ -78,7 +77,7 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
             if confirmed(course, factors, state):
                 break
             state.pace /= 2
-        rested = state.rests(step, drawn_at_once) and state.mean_loss() >= config.stop_loss
+        rested = state.rests(step, drawn_at_once)
         if step % KEPT_EVERY == 0:
             checkpoints.save(key, snapshot(step, optimiser, generator, state))
     else:

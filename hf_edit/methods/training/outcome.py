@@ -25,7 +25,7 @@ def result_of(edits: EditSet, trained: Trained, deltas: Mapping[str, LowRankDelt
     right = dict(zip(receipt, trained.right, strict=True))
     how = f"as asked after {trained.steps} steps"
     if trained.rested:
-        remedy = "The loss falls no more: edit more layers, raise the rank, or put fewer edits into a pack."
+        remedy = "Training came no further: edit more layers, raise the rank, or put fewer edits into a pack."
     else:
         remedy = "Raise max_steps of the training, or the rank."
     warn_of_missed(right, how, remedy)

@@ -36,7 +36,7 @@ class State:
         self.judged, self.weights = judged, weights
         self.losses = [UNSEEN] * len(weights)
         self.right = [False] * len(weights)
-        self.lowest, self.lowest_at = UNSEEN, 0
+        self.lowest, self.most, self.advanced_at = UNSEEN, 0, 0
         self.pace = 1.0
 
     def note(self, drawn: Sequence[int], losses: Tensor, right: Tensor) -> None:
@@ -56,10 +56,11 @@ class State:
         return sum(seen) / len(seen) if seen else UNSEEN
 
     def rests(self, step: int, drawn_at_once: int) -> bool:
-        """Whether the mean loss has long stopped falling; to be asked after every step."""
-        if self.mean_loss() < FALL * self.lowest:
-            self.lowest, self.lowest_at = self.mean_loss(), step
-        return step - self.lowest_at >= max(PATIENCE_STEPS, PATIENCE_PASSES * len(self.losses) / drawn_at_once)
+        """Whether the mean loss has long stopped falling and no more answers came right; to be asked at every step."""
+        mean, right = self.mean_loss(), sum(self.right[i] for i in self.judged)
+        if mean < FALL * self.lowest or right > self.most:
+            self.lowest, self.most, self.advanced_at = min(mean, self.lowest), max(right, self.most), step
+        return step - self.advanced_at >= max(PATIENCE_STEPS, PATIENCE_PASSES * len(self.losses) / drawn_at_once)
 
     def done(self, stop_loss: float) -> bool:
         return all(self.right[i] for i in self.judged) and self.mean_loss() < stop_loss
@@ -89,7 +90,7 @@ def snapshot(
         "generator": generator.get_state(),
         "losses": torch.tensor(state.losses, dtype=torch.float64),
         "right": torch.tensor(state.right),
-        "course": torch.tensor([state.lowest, state.lowest_at, state.pace], dtype=torch.float64),
+        "course": torch.tensor([state.lowest, state.most, state.advanced_at, state.pace], dtype=torch.float64),
     }
     for i, leaf in enumerate(optimiser.param_groups[0]["params"]):
         tensors[f"{i}.leaf"] = leaf.detach()
@@ -109,7 +110,7 @@ def resumed(
         return 0
     generator.set_state(kept["generator"])
     state.losses, state.right = kept["losses"].tolist(), kept["right"].tolist()
-    state.lowest, state.lowest_at, state.pace = kept["course"].tolist()
+    state.lowest, state.most, state.advanced_at, state.pace = kept["course"].tolist()
     for i, leaf in enumerate(optimiser.param_groups[0]["params"]):
         mine = {name.partition(".")[2]: value for name, value in kept.items() if name.startswith(f"{i}.")}
         leaf.copy_(mine.pop("leaf"))
