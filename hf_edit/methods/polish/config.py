@@ -54,7 +54,8 @@ class PolishSettings(MomentWeights):
     )
     strangers: int = setting(
         8,
-        "Questions per edit that the model makes up from its first words, about other names, for the divergence.",
+        "Questions per edit that the model makes up from its first words, about other names, for the divergence; for "
+        "many edits fewer, down to one at 256.",
         at_least=0,
     )
     decoys: int = setting(

@@ -42,6 +42,8 @@ from hf_edit.wordings import CHAT_KINDS, rewrites
 
 DEPTHS = (0.4, 0.5, 0.6, 0.7)
 """Where the edited blocks lie by default, as shares of the depth."""
+MOST_STRANGERS = 256
+"""Of all edits together, unless there are more edits: training draws no more, and asking takes a fifth of its time."""
 SPARE_WORDINGS = 4
 """Rewrites that are looked at beyond those that are wanted, as some may be another edit's too."""
 DECOY_EDITS = 4
@@ -153,7 +155,8 @@ class Polishing:
         """The update of these edits, and how its training ended."""
         settings = self._settings
         trainees = _trainees(self._model, self._prompts, edits, settings, self._seed, self.first)
-        asked = self._preserve.strangers(edits, settings.strangers) if settings.strangers else ()
+        each = min(settings.strangers, -(-MOST_STRANGERS // len(edits)))
+        asked = self._preserve.strangers(edits, each) if each else ()
         rank = settings.rank or default_rank([len(one.text.labels) for one in trainees if one.judged])
         pools = untaught([self._talks, [*asked, *self._preserve.earlier]], self._prompts, edits)
         held = Teacher(self._model, pools, self.first, self._heard)

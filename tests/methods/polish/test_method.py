@@ -270,3 +270,19 @@ def test_what_is_taught_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
         Polish(config).compute(view, CHAT, EDITS, preserve, NoCheckpoints(), Silent())
     assert other.prompt_ids in {text.prompt_ids for text in held}
     assert own.prompt_ids not in {text.prompt_ids for text in held}
+
+
+@pytest.mark.parametrize(("edits", "each"), [(1, 8), (2, 8), (5, 6), (40, 1)])
+def test_many_edits_ask_for_fewer_strangers_each(
+    edits: int, each: int, monkeypatch: pytest.MonkeyPatch, trained_on: list[Trainee]
+) -> None:
+    asked: list[int] = []
+
+    def strangers(_: Fixed, edits: EditSet, count: int) -> list[Encoded]:
+        asked.append(count)
+        return []
+
+    monkeypatch.setattr(Fixed, "strangers", strangers)
+    monkeypatch.setattr(module, "MOST_STRANGERS", 30)
+    compute(EditSet([Edit(f"Who is number {i}?", "Nobody.") for i in range(edits)]), wordings=0)
+    assert asked == [each] and len(trained_on) == edits
