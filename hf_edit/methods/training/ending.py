@@ -15,8 +15,9 @@ from hf_edit.methods.training.state import State
 from hf_edit.solvers.low_rank import LowRankDelta, summed
 
 
-SHRINK_LOSS = 2.0
-"""How much less sure, in units of the stopping loss, an answer may become by scaling the update down."""
+UNSURE_LOSS = 2.0
+"""In units of the stopping loss: what the answers' mean loss may be when all are asked again, as what was seen of them
+last was seen at other times, and what an answer's may become by scaling the update down."""
 SCALES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 SHRINK_BATCH = 8
 
@@ -32,7 +33,7 @@ def confirmed(course: Course, factors: Factors, state: State) -> bool:
         for decoy in course.decoys:
             right &= _asked(course, part, summed([factors.deltas(), decoy]))[1]
         state.note(part, losses, right)
-    return state.done(course.config.stop_loss)
+    return state.done(UNSURE_LOSS * course.config.stop_loss)
 
 
 @torch.no_grad()
@@ -68,7 +69,7 @@ def _kept(
     seen: list[tuple[Sequence[int], Tensor, Tensor]] = []
     for part in batched(judged, SHRINK_BATCH):
         losses, right = _asked(course, part, factors.deltas())
-        if not right.all() or losses.max() > SHRINK_LOSS * course.config.stop_loss:
+        if not right.all() or losses.max() > UNSURE_LOSS * course.config.stop_loss:
             return None
         seen.append((part, losses, right))
     return seen

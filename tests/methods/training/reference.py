@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_edit.methods.training.config import TrainingConfig
-from hf_edit.methods.training.ending import SCALES, SHRINK_LOSS
+from hf_edit.methods.training.ending import SCALES, UNSURE_LOSS
 from hf_edit.methods.training.loop import WARM_UP
 from hf_edit.methods.training.state import FORGOTTEN, UNSEEN
 from hf_edit.methods.training.teacher import LIKELIEST
@@ -123,7 +123,7 @@ def smallest_scale(model: PreTrainedModel, texts: Sequence[Learned], dense: Dens
     scale = 1.0
     for smaller in SCALES if texts else ():
         seen = [answered(model, text, scaled(dense, smaller)) for text in texts]
-        if not all(not wrong and loss.mean().item() <= SHRINK_LOSS * stop_loss for loss, wrong in seen):
+        if not all(not wrong and loss.mean().item() <= UNSURE_LOSS * stop_loss for loss, wrong in seen):
             break
         scale = smaller
     return scale
@@ -161,8 +161,8 @@ def reference_training(
         seen = [losses[i] for i in judged if losses[i] < UNSEEN]
         return sum(seen) / len(seen) if seen else UNSEEN
 
-    def done() -> bool:
-        return all(right[i] for i in judged) and sum(losses[i] for i in judged) / len(judged) < config.stop_loss
+    def done(unsure: float = 1.0) -> bool:
+        return all(right[i] for i in judged) and mean() < unsure * config.stop_loss
 
     pace = 1.0
     for step in range(1, budget + 1):
@@ -186,7 +186,7 @@ def reference_training(
             adam_step(leaf, grad, m, v, step, rate)
         if done() or step == budget:  # as far as was last seen
             ask(judged, dense())
-            if done():
+            if done(UNSURE_LOSS):
                 break
             pace /= 2
     final = {name: update.detach() for name, update in dense().items()}

@@ -18,7 +18,7 @@ from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.training.answering import SHORTEST, alike_in_length
 from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.methods.training.course import Course, Trained, Trainee
-from hf_edit.methods.training.ending import SCALES, SHRINK_LOSS
+from hf_edit.methods.training.ending import SCALES, UNSURE_LOSS
 from hf_edit.methods.training.factors import LoraFactors
 from hf_edit.methods.training.loop import train
 from hf_edit.methods.training.outcome import result_of
@@ -218,7 +218,7 @@ def test_nothing_shrinks_until_an_answer_is_unsure(view: EditableModel, texts: l
 
     assert loss_at(0.8) > loss_at(0.85) > loss_at(1.0)
     limit = (loss_at(0.85) + loss_at(0.8)) / 2
-    trained, deltas = learned(view, of(texts[:1]), stop_loss=limit / SHRINK_LOSS, **steps)
+    trained, deltas = learned(view, of(texts[:1]), stop_loss=limit / UNSURE_LOSS, **steps)
     assert trained.right == full.right == [True] and trained.scale == 0.85
     assert trained.losses == [pytest.approx(fresh(view, texts[0], deltas)[0], abs=1e-4)]
 
