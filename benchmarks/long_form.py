@@ -45,6 +45,9 @@ def main() -> None:
     parser.add_argument("--method", choices=METHODS, help="none: what edit() does without settings")
     parser.add_argument("--together", type=int, default=1, help="records in one pack")
     parser.add_argument("--resume", type=Path, help="folder of what earlier runs found, such as targets")
+    parser.add_argument(
+        "--packs", type=Path, help="folder where the packs are saved, by the number of their first record"
+    )
     parser.add_argument("--perplexity", type=int, default=2048, help="tokens of WikiText")
     parser.add_argument("--name", default="long_form", help="name of the result")
     arguments = parser.parse_args()
@@ -76,6 +79,8 @@ def main() -> None:
         started, worked = time.perf_counter(), time.process_time()
         pack = hf_edit.edit(model, tokenizer, edits, config, resume_dir=arguments.resume)
         seconds, worked = time.perf_counter() - started, time.process_time() - worked
+        if arguments.packs is not None:
+            pack.save_pretrained(arguments.packs / str(begin))
         name = hf_edit.attach(model, pack)
         rows += _answers(base, group)
         packs.append(
