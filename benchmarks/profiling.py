@@ -1,7 +1,7 @@
 """Where the time of an edit goes, operator by operator, for a method that learns from gradients.
 
     python benchmarks/profiling.py
-    python benchmarks/profiling.py --polish 1 --emsedit 20 --name profiling_small
+    python benchmarks/profiling.py --polish 0 --emsedit 20 --name profiling_small
 
 `polish` is the default of `edit()` on UnKE records, one pack; `emsedit` takes two steps of a fixed size on zsRE's
 questions. Both are whole calls of `hf_edit.edit`, with the statistics there; two edits are computed before, so that
@@ -39,7 +39,7 @@ FIRST = 100
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(BASE))
-    parser.add_argument("--polish", type=int, default=4, help="long edits in the pack; 0: not measured")
+    parser.add_argument("--polish", type=int, default=1, help="long edits in the pack; 0: not measured")
     parser.add_argument("--emsedit", type=int, default=100, help="short facts; 0: not measured")
     parser.add_argument("--name", default="profiling", help="name of the result")
     arguments = parser.parse_args()
