@@ -73,10 +73,10 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
             group["lr"] = step_size * state.pace * calm
         optimiser.step()
         progress.step(loss=state.mean_loss())
-        if state.done(config.stop_loss):
+        if state.asks(step, drawn_at_once, config.stop_loss):
             if confirmed(course, factors, state):
                 break
-            state.pace /= 2
+            state.pace, state.asked_at = state.pace / 2, step
         rested = state.rests(step, drawn_at_once)
         if step % KEPT_EVERY == 0:
             checkpoints.save(key, snapshot(step, optimiser, generator, state))

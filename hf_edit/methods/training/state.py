@@ -23,13 +23,18 @@ FALL = 0.95
 """Mean losses above this share of the lowest one so far are no progress."""
 PATIENCE_PASSES, PATIENCE_STEPS = 6, 30
 """Without progress for so many passes over the texts, and so many steps, training has come to rest."""
+ENDING_PASSES, ENDING_STEPS = 0.5, 12
+"""Once the mean loss is below the stopping loss, all are asked again after so many passes, and so many steps."""
+COURSE = ("lowest", "most", "advanced_at", "pace", "asked_at")
+"""What a state says of how it went."""
 
 
 class State:
     """What was last seen of each trainee, and how it went since.
 
     `pace` is what steps are shortened by. With many texts, those that were right when last seen may no longer be, as
-    steps for others jump about the end; each time that shows, steps become half as long.
+    steps for others jump about the end. In the end all are therefore asked again from time to time, and steps become
+    half as long each time that some are wrong.
     """
 
     def __init__(self, judged: Sequence[int], weights: Sequence[float]) -> None:
@@ -37,7 +42,7 @@ class State:
         self.losses = [UNSEEN] * len(weights)
         self.right = [False] * len(weights)
         self.lowest, self.most, self.advanced_at = UNSEEN, 0, 0
-        self.pace = 1.0
+        self.pace, self.asked_at = 1.0, 0
 
     def note(self, drawn: Sequence[int], losses: Tensor, right: Tensor) -> None:
         for i, loss, ok in zip(drawn, losses.tolist(), right.tolist(), strict=True):
@@ -61,6 +66,16 @@ class State:
         if mean < FALL * self.lowest or right > self.most:
             self.lowest, self.most, self.advanced_at = min(mean, self.lowest), max(right, self.most), step
         return step - self.advanced_at >= max(PATIENCE_STEPS, PATIENCE_PASSES * len(self.losses) / drawn_at_once)
+
+    def asks(self, step: int, drawn_at_once: int, stop_loss: float) -> bool:
+        """Whether all are to be asked again, as they seem done, or the end is long in coming; for every step in turn.
+
+        Where every step draws all of them, what is noted is not old.
+        """
+        if self.mean_loss() >= stop_loss or len(self.losses) <= drawn_at_once:
+            self.asked_at = step
+        waited = step - self.asked_at >= max(ENDING_STEPS, ENDING_PASSES * len(self.losses) / drawn_at_once)
+        return waited or self.done(stop_loss)
 
     def done(self, stop_loss: float) -> bool:
         return all(self.right[i] for i in self.judged) and self.mean_loss() < stop_loss
@@ -90,7 +105,7 @@ def snapshot(
         "generator": generator.get_state(),
         "losses": torch.tensor(state.losses, dtype=torch.float64),
         "right": torch.tensor(state.right),
-        "course": torch.tensor([state.lowest, state.most, state.advanced_at, state.pace], dtype=torch.float64),
+        "course": torch.tensor([float(getattr(state, name)) for name in COURSE], dtype=torch.float64),
     }
     for i, leaf in enumerate(optimiser.param_groups[0]["params"]):
         tensors[f"{i}.leaf"] = leaf.detach()
@@ -110,7 +125,8 @@ def resumed(
         return 0
     generator.set_state(kept["generator"])
     state.losses, state.right = kept["losses"].tolist(), kept["right"].tolist()
-    state.lowest, state.most, state.advanced_at, state.pace = kept["course"].tolist()
+    for name, value in zip(COURSE, kept["course"].tolist(), strict=True):
+        setattr(state, name, value)
     for i, leaf in enumerate(optimiser.param_groups[0]["params"]):
         mine = {name.partition(".")[2]: value for name, value in kept.items() if name.startswith(f"{i}.")}
         leaf.copy_(mine.pop("leaf"))

@@ -164,7 +164,7 @@ def reference_training(
     def done(unsure: float = 1.0) -> bool:
         return all(right[i] for i in judged) and mean() < unsure * config.stop_loss
 
-    pace = 1.0
+    pace, asked_at = 1.0, 0
     for step in range(1, budget + 1):
         ending = mean() < config.stop_loss
         chances = [
@@ -184,11 +184,12 @@ def reference_training(
         rate = pace * config.step_size(len(judged)) * min(1.0, step / WARM_UP, (mean() / 0.3) ** 0.5)
         for leaf, grad, (m, v) in zip(leaves, torch.autograd.grad(objective, leaves), moments, strict=True):
             adam_step(leaf, grad, m, v, step, rate)
-        if done() or step == budget:  # as far as was last seen
+        asked_at = asked_at if mean() < config.stop_loss and len(texts) > count else step
+        if done() or step - asked_at >= max(12, 0.5 * len(texts) / count) or step == budget:  # as far as was last seen
             ask(judged, dense())
             if done(UNSURE_LOSS):
                 break
-            pace /= 2
+            pace, asked_at = pace / 2, step
     final = {name: update.detach() for name, update in dense().items()}
     kept = [i for i in judged if right[i]]
     scale = smallest_scale(model, [texts[i] for i in kept], final, config.stop_loss) if config.shrink else 1.0

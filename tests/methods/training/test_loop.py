@@ -174,6 +174,26 @@ def test_texts_are_drawn_by_their_loss_and_none_is_forgotten(texts: list[Text]) 
     assert torch.allclose(ending, torch.tensor([FORGOTTEN, 0.4 * WRONG, 0.2]))
 
 
+def test_in_the_end_all_are_asked_again_from_time_to_time() -> None:
+    def asked(count: int, drawn: int, steps: int = 60, stop_loss: float = 2.0) -> list[int]:
+        state = State(range(count), [1.0] * count)
+        state.note(range(count), torch.ones(count), torch.arange(count) > 0)  # the first is wrong
+        found = []
+        for step in range(1, steps):
+            if state.asks(step, drawn, stop_loss):
+                found.append(step)
+                state.asked_at = step
+        return found
+
+    assert asked(10, 8) == [12, 24, 36, 48]
+    assert asked(200, 8) == [13, 26, 39, 52]  # half a pass
+    assert asked(8, 8) == []  # each step asks all
+    assert asked(10, 8, stop_loss=0.5) == []  # not the end yet
+    done = State([0], [1.0, 1.0])
+    done.note([0], torch.tensor([0.1]), torch.tensor([True]))
+    assert done.asks(1, 1, 0.2)
+
+
 def test_several_edits_take_shorter_steps_than_one() -> None:
     assert TrainingConfig().step_size(1) > TrainingConfig().step_size(2) == TrainingConfig().step_size(100)
     assert TrainingConfig(learning_rate=0.5).step_size(1) == TrainingConfig(learning_rate=0.5).step_size(9) == 0.5
