@@ -127,7 +127,8 @@ def write_corpus(
                 stacklevel=2,
             )
         choose = partial(sampled, seed, "answers")
-        talks = invent_answers(model, prompts, asked, config.answer_tokens, config.batch, choose, processes, progress)
+        how = config.answer_tokens, config.batch, choose, processes, progress
+        talks = invent_answers(model, prompts, asked, *how) if asked else []
     return Corpus(text, tuple(talks), config.text)
 
 
