@@ -76,7 +76,7 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
         if state.asks(step, drawn_at_once, config.stop_loss):
             if confirmed(course, factors, state):
                 break
-            state.pace, state.asked_at = state.pace / 2, step
+            state.asked(step)
         rested = state.rests(step, drawn_at_once)
         if step % KEPT_EVERY == 0:
             checkpoints.save(key, snapshot(step, optimiser, generator, state))

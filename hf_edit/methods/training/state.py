@@ -25,7 +25,7 @@ PATIENCE_PASSES, PATIENCE_STEPS = 6, 30
 """Without progress for so many passes over the texts, and so many steps, training has come to rest."""
 ENDING_PASSES, ENDING_STEPS = 0.5, 12
 """Once the mean loss is below the stopping loss, all are asked again after so many passes, and so many steps."""
-COURSE = ("lowest", "most", "advanced_at", "pace", "asked_at")
+COURSE = ("lowest", "most", "advanced_at", "pace", "held", "asked_at")
 """What a state says of how it went."""
 
 
@@ -34,7 +34,7 @@ class State:
 
     `pace` is what steps are shortened by. With many texts, those that were right when last seen may no longer be, as
     steps for others jump about the end. In the end all are therefore asked again from time to time, and steps become
-    half as long each time that some are wrong.
+    half as long each time that no more are right than before.
     """
 
     def __init__(self, judged: Sequence[int], weights: Sequence[float]) -> None:
@@ -42,7 +42,7 @@ class State:
         self.losses = [UNSEEN] * len(weights)
         self.right = [False] * len(weights)
         self.lowest, self.most, self.advanced_at = UNSEEN, 0, 0
-        self.pace, self.asked_at = 1.0, 0
+        self.pace, self.held, self.asked_at = 1.0, 0, 0
 
     def note(self, drawn: Sequence[int], losses: Tensor, right: Tensor) -> None:
         for i, loss, ok in zip(drawn, losses.tolist(), right.tolist(), strict=True):
@@ -76,6 +76,13 @@ class State:
             self.asked_at = step
         waited = step - self.asked_at >= max(ENDING_STEPS, ENDING_PASSES * len(self.losses) / drawn_at_once)
         return waited or self.done(stop_loss)
+
+    def asked(self, step: int) -> None:
+        """All were asked, and are not done."""
+        right = sum(self.right[i] for i in self.judged)
+        if right <= self.held:
+            self.pace /= 2
+        self.held, self.asked_at = max(right, self.held), step
 
     def done(self, stop_loss: float) -> bool:
         return all(self.right[i] for i in self.judged) and self.mean_loss() < stop_loss

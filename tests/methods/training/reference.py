@@ -164,7 +164,7 @@ def reference_training(
     def done(unsure: float = 1.0) -> bool:
         return all(right[i] for i in judged) and mean() < unsure * config.stop_loss
 
-    pace, asked_at = 1.0, 0
+    pace, held, asked_at = 1.0, 0, 0
     for step in range(1, budget + 1):
         ending = mean() < config.stop_loss
         chances = [
@@ -189,7 +189,8 @@ def reference_training(
             ask(judged, dense())
             if done(UNSURE_LOSS):
                 break
-            pace, asked_at = pace / 2, step
+            now = sum(right[i] for i in judged)
+            pace, held, asked_at = pace if now > held else pace / 2, max(now, held), step
     final = {name: update.detach() for name, update in dense().items()}
     kept = [i for i in judged if right[i]]
     scale = smallest_scale(model, [texts[i] for i in kept], final, config.stop_loss) if config.shrink else 1.0

@@ -189,6 +189,13 @@ def test_in_the_end_all_are_asked_again_from_time_to_time() -> None:
     assert asked(200, 8) == [13, 26, 39, 52]  # half a pass
     assert asked(8, 8) == []  # each step asks all
     assert asked(10, 8, stop_loss=0.5) == []  # not the end yet
+    state = State(range(3), [1.0] * 3)
+    paces = []
+    for right in (1, 2, 1, 2, 3):
+        state.note(range(3), torch.ones(3), torch.arange(3) < right)
+        state.asked(0)
+        paces.append(state.pace)
+    assert paces == [1, 1, 0.5, 0.25, 0.25]  # as long as more are right each time
     done = State([0], [1.0, 1.0])
     done.note([0], torch.tensor([0.1]), torch.tensor([True]))
     assert done.asks(1, 1, 0.2)
