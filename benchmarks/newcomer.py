@@ -27,11 +27,12 @@ from tests.loopback_hub import LoopbackHub  # noqa: E402
 
 PROJECT = ROOT.parent
 BASE, PACK, PULLED, LESS = "build/demo/base", "packs/brisa", "packs/pulled", "packs/less"
+PUBLISHED = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PATH = {
     "install and see the demo": ["make", "demo"],
     "edit": ["hf-edit", "apply", "--model", BASE, "--edits", "examples/edits.jsonl", "--out", PACK],
     "load": ["python", "examples/plain_transformers.py", BASE, PACK, "Which company makes the Brisa lamp?"],
-    "share": ["hf-edit", "push", PACK, "me/brisa", "--tag", "v1"],
+    "share": ["hf-edit", "push", PACK, "me/brisa", "--tag", "v1", "--base-model", PUBLISHED],
     "fetch": ["hf-edit", "pull", "me/brisa@v1", "--out", PULLED],
     "take one back": ["hf-edit", "revert", PULLED, "brisa-bulb", "--model", BASE, "--out", LESS],
 }
