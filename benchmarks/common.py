@@ -16,6 +16,7 @@ import torch
 
 from hf_edit.bench.costs import hardware
 from hf_edit.evaluation.figures import figure
+from hf_edit.prompting import PromptFormat
 
 
 ROOT = Path(__file__).parent
@@ -44,6 +45,12 @@ def chosen(spec: str, size: int) -> list[int]:
         first, _, last = part.partition(":")
         indices.extend(range(int(first), int(last)) if last else [int(first)])
     return [i for i in indices if i < size]
+
+
+def perplexity_ids(prompts: PromptFormat, count: int) -> Sequence[int]:
+    """The first `count` tokens of WikiText's test file, whose perplexity is measured."""
+    text = (data_folder() / "wikitext2_test.txt").read_text(encoding="utf-8")
+    return prompts.text_ids(text[: 8 * count])[:count]
 
 
 def give_back_freed() -> None:

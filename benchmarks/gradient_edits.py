@@ -64,7 +64,7 @@ def main() -> None:
     prompts = PromptFormat.of(name_of_format, tokenizer)
     edited = [fact for some in ranges.values() for fact in some]
     others = strangers(data, arguments.data, arguments.split, edited, STRANGERS)
-    bench = Bench.of(EditableModel.of(model), prompts, others, data)
+    bench = Bench.of(EditableModel.of(model), prompts, others)
     batches = {name: bench.batch(some) for name, some in ranges.items()}
     before = pooled([batch.figures_before() for batch in batches.values()])
     shown("before", before)

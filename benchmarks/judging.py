@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from common import mean_interval, unrelated_questions
+from common import mean_interval, perplexity_ids, unrelated_questions
 from fact_records import Fact
 from teaching import Deltas, Taught, at_work
 
@@ -44,11 +43,10 @@ class Bench:
     perplexity: float
 
     @classmethod
-    def of(cls, view: EditableModel, prompts: PromptFormat, strangers: Sequence[Prompt], data: Path) -> Bench:
+    def of(cls, view: EditableModel, prompts: PromptFormat, strangers: Sequence[Prompt]) -> Bench:
         """Ask the base. Unrelated questions are asked as a user would, in chat where there is a template."""
         model, tokenizer = view.model, prompts.tokenizer
-        text = (data / "wikitext2_test.txt").read_text(encoding="utf-8")
-        ids = prompts.text_ids(text[: 8 * PERPLEXITY_TOKENS])[:PERPLEXITY_TOKENS]
+        ids = perplexity_ids(prompts, PERPLEXITY_TOKENS)
         return cls(
             view,
             prompts,

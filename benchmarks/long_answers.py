@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from common import data_folder, unrelated_questions
+from common import data_folder, perplexity_ids, unrelated_questions
 
 from hf_edit.datasets import unke
 from hf_edit.edits import Edit, Prompt
@@ -39,8 +39,7 @@ class LongAnswers:
     @classmethod
     def of(cls, model: Any, tokenizer: Any, prompts: PromptFormat, perplexity_tokens: int = 2048) -> Self:
         """Ask the base."""
-        text = (data_folder() / "wikitext2_test.txt").read_text(encoding="utf-8")
-        ids = prompts.text_ids(text[: 8 * perplexity_tokens])[:perplexity_tokens]
+        ids = perplexity_ids(prompts, perplexity_tokens)
         records = unke.read(data_folder() / "unke.json")
         return cls(
             model,

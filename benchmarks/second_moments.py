@@ -27,7 +27,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from common import BASE, chosen, data_folder, environment, mean_interval, unrelated_questions, write
+from common import BASE, chosen, data_folder, environment, mean_interval, perplexity_ids, unrelated_questions, write
 from fact_records import Fact, read_facts
 from torch import Tensor
 
@@ -68,8 +68,7 @@ def main() -> None:
     view, prompts, data = EditableModel.of(model), PromptFormat.of("plain", tokenizer), data_folder()
     every = read_facts(data, "counterfact", "train")
     facts = [every[i] for i in chosen(arguments.counterfact, len(every))]
-    text = (data / "wikitext2_test.txt").read_text(encoding="utf-8")
-    ids = prompts.text_ids(text[: 8 * PERPLEXITY_TOKENS])[:PERPLEXITY_TOKENS]
+    ids = perplexity_ids(prompts, PERPLEXITY_TOKENS)
     bench = Bench(view, prompts, Memit(MemitConfig(format="plain")), ids)
 
     result: dict[str, Any] = {"what": f"{len(facts)} CounterFact facts, each alone, memit", "against": {}}

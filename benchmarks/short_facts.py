@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from common import BASE, chosen, data_folder, environment, mean_interval, write
+from common import BASE, chosen, data_folder, environment, mean_interval, perplexity_ids, write
 
 import hf_edit
 from hf_edit.cli.inputs import read_settings
@@ -54,8 +54,7 @@ def main() -> None:
     settings = read_settings(None, arguments.set, {"format": "plain" if kind == "counterfact" else None})
     config: Any = METHODS[arguments.method].config_class.from_mapping(settings)
     prompts = PromptFormat.of(config.format, tokenizer)
-    ids = prompts.text_ids((data / "wikitext2_test.txt").read_text(encoding="utf-8")[: 8 * PERPLEXITY_TOKENS])
-    ids = ids[:PERPLEXITY_TOKENS]
+    ids = perplexity_ids(prompts, PERPLEXITY_TOKENS)
 
     before = figures(model, prompts, edits, kind, ids)
     started = time.perf_counter()

@@ -127,8 +127,7 @@ def write_corpus(
                 stacklevel=2,
             )
         choose = partial(sampled, seed, "answers")
-        how = config.answer_tokens, config.batch, choose, processes, progress
-        talks = invent_answers(model, prompts, asked, *how) if asked else []
+        talks = invent_answers(model, prompts, asked, config.answer_tokens, config.batch, choose, processes, progress)
     return Corpus(text, tuple(talks), config.text)
 
 

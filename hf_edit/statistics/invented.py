@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
-from itertools import chain
+from typing import TypeVar
 
 import torch
 
@@ -29,6 +29,8 @@ from hf_edit.statistics.config import StatisticsConfig
 from hf_edit.wordings import is_latin
 
 
+T = TypeVar("T")
+R = TypeVar("R")
 TOP_K = 50
 MAX_QUESTION_TOKENS = 32
 MAX_ATTEMPTS = 4
@@ -54,16 +56,13 @@ def invent_text(
 ) -> list[list[int]]:
     """`count` rows of plain text of `length` token ids, from random first tokens of `vocabulary`."""
     drawn = torch.randint(len(vocabulary), (count,), generator=torch.Generator().manual_seed(seed))
-    parts = list(enumerate(batched([[vocabulary[i]] for i in drawn.tolist()], batch)))
 
-    def written(part: tuple[int, Sequence[list[int]]]) -> list[list[int]]:
-        number, first = part
+    def written(number: int, first: Sequence[list[int]]) -> list[list[int]]:
         more = continuations(model.model, first, (), length - 1, sampled(seed, "text", number))
-        progress.step(len(first) * length)
         return [row + ids for row, ids in zip(first, more, strict=True)]
 
-    progress.stage("statistics: text", length * sum(len(first) for _, first in processes.mine(parts)))
-    return [row for rows in processes.map(written, parts) for row in rows]
+    begun = [[vocabulary[i]] for i in drawn.tolist()]
+    return _in_batches("text", begun, batch, written, processes, progress, length)
 
 
 def invent_questions(
@@ -87,17 +86,12 @@ def invent_questions(
     questions: dict[str, None] = {}
     for attempt in range(MAX_ATTEMPTS):
 
-        def asked(part: tuple[int, Sequence[str]], attempt: int = attempt) -> list[tuple[str, bool]]:
-            number, begun = part
-            found = _asked(model, prompts, begun, sampled(seed, "questions", attempt, number))
-            progress.step(len(begun))
-            return found
+        def asked(number: int, begun: Sequence[str], attempt: int = attempt) -> list[tuple[str, bool]]:
+            return _asked(model, prompts, begun, sampled(seed, "questions", attempt, number))
 
-        parts = list(enumerate(batched(openings, batch)))
         again = f", attempt {attempt + 1}" if attempt else ""
-        progress.stage(f"statistics: questions{again}", sum(len(begun) for _, begun in processes.mine(parts)))
+        every = _in_batches(f"questions{again}", openings, batch, asked, processes, progress)
         unended: list[str] = []
-        every = [one for found in processes.map(asked, parts) for one in found]
         for opening, (question, ended) in zip(openings, every, strict=True):
             if ended and question and question not in questions:
                 questions[question] = None
@@ -127,11 +121,11 @@ def continued(
     One that is still going on after `MAX_QUESTION_TOKENS` ends there, at a word; one that has its mark is whole.
     """
     begun = [opening for opening in openings if not QUESTION_END.search(opening)]
-    written = (
-        _asked(model, prompts, part, sampled(seed, "continued", number))
-        for number, part in enumerate(batched(begun, config.batch))
-    )
-    went_on = chain.from_iterable(written)
+
+    def written(number: int, part: Sequence[str]) -> list[tuple[str, bool]]:
+        return _asked(model, prompts, part, sampled(seed, "continued", number))
+
+    went_on = iter(_in_batches("questions that go on", begun, config.batch, written))
     found: dict[str, None] = {}
     for opening in openings:
         question, ended = (opening, True) if QUESTION_END.search(opening) else next(went_on)
@@ -199,9 +193,7 @@ def invent_answers(
     """
     context = model.max_length
 
-    def answered(part: tuple[int, Sequence[Prompt]]) -> list[Encoded]:
-        number, some = part
-        progress.step(len(some))
+    def answered(number: int, some: Sequence[Prompt]) -> list[Encoded]:
         rows = [ids for ids in map(prompts.prompt_ids, some) if context is None or len(ids) < context]
         if not rows:
             return []
@@ -209,9 +201,35 @@ def invent_answers(
         written = continuations(model.model, rows, prompts.stop_ids, most, choose(number))
         return [Encoded((*row, *answer), len(row)) for row, answer in zip(rows, written, strict=True)]
 
-    parts = list(enumerate(batched(questions, batch)))
-    progress.stage("statistics: answers", sum(len(some) for _, some in processes.mine(parts)))
-    return [talk for talks in processes.map(answered, parts) for talk in talks]
+    return _in_batches("answers", questions, batch, answered, processes, progress)
+
+
+def _in_batches(
+    what: str,
+    items: Sequence[T],
+    batch: int,
+    write: Callable[[int, Sequence[T]], list[R]],
+    processes: Processes = Processes(),
+    progress: Progress = Silent(),
+    unit: int = 1,
+) -> list[R]:
+    """What `write` makes of each batch of `items`, by its number, in order; the processes share the batches.
+
+    Args:
+        what: is written, for the progress; nothing is told of no items.
+        unit: how far one item takes it.
+    """
+    if not items:
+        return []
+    parts = list(enumerate(batched(items, batch)))
+
+    def written(part: tuple[int, Sequence[T]]) -> list[R]:
+        found = write(*part)
+        progress.step(unit * len(part[1]))
+        return found
+
+    progress.stage(f"statistics: {what}", unit * sum(len(some) for _, some in processes.mine(parts)))
+    return [one for found in processes.map(written, parts) for one in found]
 
 
 def sampled(seed: int, *place: str | int) -> Choice:

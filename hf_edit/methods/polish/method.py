@@ -43,7 +43,7 @@ from hf_edit.wordings import CHAT_KINDS, rewrites
 DEPTHS = (0.4, 0.5, 0.6, 0.7)
 """Where the edited blocks lie by default, as shares of the depth."""
 MOST_STRANGERS = 256
-"""Of all edits together, unless there are more edits: training draws no more, and asking takes a fifth of its time."""
+"""Of all edits together, unless there are more edits: training draws each a few times, and asking takes time."""
 SPARE_WORDINGS = 4
 """Rewrites that are looked at beyond those that are wanted, as some may be another edit's too."""
 DECOY_EDITS = 4

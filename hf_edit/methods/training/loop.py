@@ -61,7 +61,7 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
         beside = _drawn_decoy(course.decoys, generator)
         weights = torch.tensor([trainees[i].weight for i in drawn], dtype=torch.float64)
         weights /= weights.sum()
-        focus = config.focus if state.mean_loss() < config.stop_loss else 0.0
+        focus = config.focus if state.ending(config.stop_loss) else 0.0
         losses, right = _descended(course, drawn, weights, focus, factors, beside)
         check_finite(losses, f"The loss of step {step}")
         state.note(drawn, losses, right)

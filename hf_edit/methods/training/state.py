@@ -51,7 +51,7 @@ class State:
     def chances(self, stop_loss: float) -> Tensor:
         """In proportion to which the trainees are drawn: by their losses, and in the end by what is wrong."""
         chances = torch.tensor([w * max(loss, FORGOTTEN) for w, loss in zip(self.weights, self.losses, strict=True)])
-        if self.mean_loss() < stop_loss:
+        if self.ending(stop_loss):
             chances[[i for i in self.judged if not self.right[i]]] *= WRONG
         return chances
 
@@ -60,9 +60,17 @@ class State:
         seen = [self.losses[i] for i in self.judged if self.losses[i] < UNSEEN]
         return sum(seen) / len(seen) if seen else UNSEEN
 
+    def right_now(self) -> int:
+        """How many of the judged ones were right when last seen."""
+        return sum(self.right[i] for i in self.judged)
+
+    def ending(self, stop_loss: float) -> bool:
+        """Whether only what is wrong is left to learn."""
+        return self.mean_loss() < stop_loss
+
     def rests(self, step: int, drawn_at_once: int) -> bool:
         """Whether the mean loss has long stopped falling and no more answers came right; to be asked at every step."""
-        mean, right = self.mean_loss(), sum(self.right[i] for i in self.judged)
+        mean, right = self.mean_loss(), self.right_now()
         if mean < FALL * self.lowest or right > self.most:
             self.lowest, self.most, self.advanced_at = min(mean, self.lowest), max(right, self.most), step
         return step - self.advanced_at >= max(PATIENCE_STEPS, PATIENCE_PASSES * len(self.losses) / drawn_at_once)
@@ -72,20 +80,20 @@ class State:
 
         Where every step draws all of them, what is noted is not old.
         """
-        if self.mean_loss() >= stop_loss or len(self.losses) <= drawn_at_once:
+        if not self.ending(stop_loss) or len(self.losses) <= drawn_at_once:
             self.asked_at = step
         waited = step - self.asked_at >= max(ENDING_STEPS, ENDING_PASSES * len(self.losses) / drawn_at_once)
         return waited or self.done(stop_loss)
 
     def asked(self, step: int) -> None:
         """All were asked, and are not done."""
-        right = sum(self.right[i] for i in self.judged)
+        right = self.right_now()
         if right <= self.held:
             self.pace /= 2
         self.held, self.asked_at = max(right, self.held), step
 
     def done(self, stop_loss: float) -> bool:
-        return all(self.right[i] for i in self.judged) and self.mean_loss() < stop_loss
+        return self.right_now() == len(self.judged) and self.ending(stop_loss)
 
 
 def digest_of(course: Course, factors: Factors) -> str:
