@@ -33,7 +33,7 @@ PATH = {
     "edit": ["hf-edit", "apply", "--model", BASE, "--edits", "examples/edits.jsonl", "--out", PACK],
     "load": ["python", "examples/plain_transformers.py", BASE, PACK, "Which company makes the Brisa lamp?"],
     "share": ["hf-edit", "push", PACK, "me/brisa", "--tag", "v1", "--base-model", PUBLISHED],
-    "fetch": ["hf-edit", "pull", "me/brisa@v1", "--out", PULLED],
+    "fetch": ["hf-edit", "pull", "me/brisa", "--revision", "v1", "--out", PULLED],
     "take one back": ["hf-edit", "revert", PULLED, "brisa-bulb", "--model", BASE, "--out", LESS],
 }
 """Step -> its command, in the clone, with the virtual environment's programs first."""
@@ -63,6 +63,7 @@ def walked(clone: Path) -> dict[str, float]:
             "HF_HOME": str(clone.resolve() / "build" / "hub"),
             "HF_ENDPOINT": hub.url,
             "HF_TOKEN": "token",
+            "HF_HUB_DISABLE_XET": "1",  # which the loopback Hub does not speak
         }
         for step, command in PATH.items():
             started = time.perf_counter()
