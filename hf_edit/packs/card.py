@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from string import Template
 from typing import Any
@@ -11,17 +11,24 @@ from huggingface_hub import CardData
 
 from hf_edit.edits import Edit, EditSet, question_of
 from hf_edit.errors import PackError, visible
-from hf_edit.packs.evaluation import Evaluation, Figure
+from hf_edit.packs.evaluation import Evaluation, Figure, Metric
 from hf_edit.packs.manifest import Manifest
+from hf_edit.solvers.low_rank import LowRankDelta
 
 
 _MAX_CELL = 160
 MAX_ROWS = 50
+_BAR = 20
+_UNMEASURED = "How far was not measured: `hf-edit evaluate` does."
+_MEASURED = "The table above says how far."
 _LOWER = {True: "", False: " Lower is better."}
 
 
-def model_card(manifest: Manifest, edits: EditSet, evaluation: Evaluation | None = None) -> bytes:
-    """The card: YAML metadata, the edits, figures where there are some, how to load them, where the pack comes from.
+def model_card(
+    manifest: Manifest, edits: EditSet, deltas: Mapping[str, LowRankDelta], evaluation: Evaluation | None = None
+) -> bytes:
+    """The card: YAML metadata, the edits, figures where there are some, how to load them, what the pack changes, where
+    it comes from, and its limits.
 
     The base is named only by its id on the Hub.
     """
@@ -48,7 +55,9 @@ def model_card(manifest: Manifest, edits: EditSet, evaluation: Evaluation | None
         prompt_format=manifest.prompt_format.name,
         modules=counted(len(manifest.modules), "linear layer"),
         rank=max(module.rank for module in manifest.modules.values()),
+        changed="\n".join(_changed(deltas)),
         history="\n".join(ancestry(manifest)),
+        moved=_UNMEASURED if evaluation is None else _MEASURED,
     )
     return text.encode()
 
@@ -74,6 +83,8 @@ def _measured(evaluation: Evaluation) -> str:
         f"{metric.protocol} | {escaped(metric.compared, None)}{_LOWER[metric.higher_is_better]} |"
         for metric in evaluation.metrics
     ]
+    shown = list(_shares(evaluation.metrics))
+    picture = ["```text", *shown, "```", ""] if shown else []
     protocol, environment = evaluation.protocol, evaluation.environment
     facts = [
         f"{name} {escaped(str(source[key]))}"
@@ -92,6 +103,7 @@ def _measured(evaluation: Evaluation) -> str:
             "\n## Measured\n",
             "The base before, and the same with this pack. In brackets 95 % intervals over the n records; "
             "`evaluation.json` has every answer word for word. Figures of different protocols do not compare.\n",
+            *picture,
             "| | before | after | n | protocol | what it says |",
             "|---|---|---|---|---|---|",
             *rows,
@@ -99,6 +111,39 @@ def _measured(evaluation: Evaluation) -> str:
             f"{'; '.join(facts)}.\n" if facts else "",
         ]
     )
+
+
+def _shares(metrics: Iterable[Metric]) -> Iterator[str]:
+    """The first share that each evaluator measured, before and after, as bars."""
+    seen: set[str] = set()
+    for metric in metrics:
+        evaluator = metric.name.partition(".")[0]
+        figures = {"before": metric.before, "after": metric.after}
+        if evaluator in seen or not (
+            metric.higher_is_better and all(0 <= f.value <= 1 for f in figures.values() if f)
+        ):
+            continue
+        seen.add(evaluator)
+        label = metric.name
+        for when, figure in figures.items():
+            if figure is not None:
+                yield f"{label:<24} {when:<6} {_bar(figure.value)} {figure.value:4.2f}"
+                label = ""
+
+
+def _changed(deltas: Mapping[str, LowRankDelta]) -> Iterator[str]:
+    """The rows of a table of the changed maps, with a bar beside the largest norm's."""
+    norms = {name: delta.norm() for name, delta in list(deltas.items())[:MAX_ROWS]}
+    largest = max(norms.values()) or 1.0
+    for name, norm in norms.items():
+        yield f"| `{name}` | {deltas[name].rank} | {norm:.3g} | {_bar(norm / largest)} |"
+    if len(deltas) > MAX_ROWS:
+        yield f"| … | | {len(deltas) - MAX_ROWS} more | |"
+
+
+def _bar(share: float) -> str:
+    full = round(_BAR * share)
+    return "█" * full + "░" * (_BAR - full)
 
 
 def shown_figure(figure: Figure | None) -> str:

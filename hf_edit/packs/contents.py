@@ -85,7 +85,7 @@ def to_files(pack: PackContents, layout: str, values: bool) -> dict[str, bytes]:
     if evaluation is not None:
         files[EVALUATION] = strict_json.dumps(evaluation.to_json())
     # the card is not among the digests: its owner may edit it
-    card = model_card(manifest, pack.edits, evaluation)
+    card = model_card(manifest, pack.edits, deltas, evaluation)
     return {**files, MANIFEST: manifest.with_files(files).to_bytes(), CARD: card}
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from hf_edit.errors import HubError, StatisticsError
 from hf_edit.hub.card import merged_card
-from hf_edit.hub.client import HubCommit, repo_of
+from hf_edit.hub.client import HubCommit, is_repo_id, repo_of
 from hf_edit.hub.fetch import download, listing
 from hf_edit.hub.push import Changes, Published, push
 from hf_edit.models.editable import EditableModel
@@ -156,6 +156,7 @@ def _described(model: EditableModel, entries: Iterable[Stored], before: dict[str
 
 def _card(repo_id: str, index: dict[str, Any]) -> bytes:
     rows = []
+    bases = sorted({base["base"] for base in index.values() if is_repo_id(base["base"] or "")})
     for fingerprint, base in sorted(index.items()):
         named = base["base"] or f"a {base['model_type']} model"
         for recipe in base["recipes"].values():
@@ -163,4 +164,5 @@ def _card(repo_id: str, index: dict[str, Any]) -> bytes:
             cells = (f"{named}, {base['dtype']}", f"`{fingerprint}`", recipe["source"], tokens, len(recipe["linears"]))
             rows.append(f"| {' | '.join(map(str, cells))} |")
     template = Template((files("hf_edit.statistics") / "card.md").read_text(encoding="utf-8"))
-    return template.substitute(repo=repo_id, rows="\n".join(rows)).encode()
+    metadata = "".join(["\nbase_model:", *(f"\n- {base}" for base in bases)]) if bases else ""
+    return template.substitute(repo=repo_id, rows="\n".join(rows), base_metadata=metadata).encode()

@@ -5,13 +5,13 @@ import yaml
 from hf_edit.edits import Edit, EditSet
 from hf_edit.packs.card import model_card
 from hf_edit.packs.describe import describe_base
-from tests.packs.make import EDITS, make_pack
+from tests.packs.make import EDITS, make_pack, measured
 from tests.tiny import tiny_model
 
 
 def test_the_card_lists_the_edits_and_names_the_base() -> None:
     pack = make_pack(tiny_model())
-    text = model_card(pack.manifest, EDITS).decode()
+    text = model_card(pack.manifest, EDITS, pack.deltas).decode()
     _, head, body = text.split("---\n", 2)
     assert yaml.safe_load(head) == {
         "library_name": "peft",
@@ -31,19 +31,43 @@ def test_a_base_from_a_folder_is_not_named(tmp_path) -> None:
     model.config._name_or_path = str(tmp_path)
     base, path, _ = describe_base(model, {"model.layers.0.mlp.down_proj": 1})
     assert (base.id, path) == (None, str(tmp_path))
-    text = model_card(make_pack(model).manifest, EDITS).decode()
+    pack = make_pack(model)
+    text = model_card(pack.manifest, EDITS, pack.deltas).decode()
     assert str(tmp_path) not in text
     assert "base_model" not in text.split("---\n")[1]
 
 
 def test_edits_cannot_escape_the_table() -> None:
     edits = EditSet([Edit("a\n\n# b | <script>`x`", "y" * 300)])
-    text = model_card(make_pack(tiny_model(), edits=edits).manifest, edits).decode()
+    pack = make_pack(tiny_model(), edits=edits)
+    text = model_card(pack.manifest, edits, pack.deltas).decode()
     assert "a \\# b \\| &lt;script&gt;\\`x\\`" in text
     assert "y" * 159 + "…" in text and "y" * 160 not in text
 
 
 def test_long_lists_are_cut() -> None:
     edits = EditSet(Edit(f"Question {i}?", f"Answer {i}.") for i in range(60))
-    text = model_card(make_pack(tiny_model(), edits=edits).manifest, edits).decode()
+    pack = make_pack(tiny_model(), edits=edits)
+    text = model_card(pack.manifest, edits, pack.deltas).decode()
     assert "10 more in edits.jsonl" in text and "Question 49?" in text and "Question 50?" not in text
+
+
+def test_the_card_says_what_is_changed_and_how_much() -> None:
+    pack = make_pack(tiny_model())
+    text = model_card(pack.manifest, EDITS, pack.deltas).decode()
+    rows = [line for line in text.splitlines() if line.startswith("| `model.layers")]
+    assert [row.split("`")[1] for row in rows] == list(pack.deltas)
+    largest = max(delta.norm() for delta in pack.deltas.values())
+    for row in rows:
+        delta = pack.deltas[row.split("`")[1]]
+        assert f"| {delta.rank} | {delta.norm():.3g} |" in row
+        assert row.count("█") == round(20 * delta.norm() / largest) and row.count("░") == 20 - row.count("█")
+
+
+def test_shares_are_drawn_and_limits_follow_what_was_measured() -> None:
+    pack = measured(make_pack(tiny_model()))
+    text = model_card(pack.manifest, EDITS, pack.deltas, pack.evaluation).decode()
+    assert f"reliability.exact        before {'░' * 20} 0.00\n" in text
+    assert f"                         after  {'█' * 10}{'░' * 10} 0.50\n```" in text
+    assert "The table above says how far." in text
+    assert "How far was not measured" in model_card(pack.manifest, EDITS, pack.deltas).decode()

@@ -83,7 +83,7 @@ def test_other_formats_are_refused(version: object, message: str) -> None:
 
 def test_the_hub_reads_the_figures_off_the_card(tmp_path: Path) -> None:
     pack = measured(make_pack(tiny_model()))
-    (tmp_path / "README.md").write_bytes(model_card(pack.manifest, EDITS, pack.evaluation))
+    (tmp_path / "README.md").write_bytes(model_card(pack.manifest, EDITS, pack.deltas, pack.evaluation))
     data = ModelCard.load(tmp_path / "README.md").data
     assert data.model_name == "Edit pack of 2 edits"
     found = {result.metric_type: result.metric_value for result in data.eval_results}
@@ -96,14 +96,14 @@ def test_the_hub_reads_the_figures_off_the_card(tmp_path: Path) -> None:
 
 def test_the_card_shows_intervals_and_protocol() -> None:
     pack = measured(make_pack(tiny_model()))
-    text = model_card(pack.manifest, EDITS, pack.evaluation).decode()
+    text = model_card(pack.manifest, EDITS, pack.deltas, pack.evaluation).decode()
     assert (
         "| `reliability.exact` | 0 [0, 0.657] | 0.5 [0.094, 0.905] | 2 | free generation | "
         "Share of answers \\| word for word. |" in text
     )
     assert "| `unrelated.kl` |  | 0.01 [0.005, 0.02] | 2 | fixed text | KL. Lower is better. |" in text
     assert "Prompt format chat; decoding greedy, natural stop; answers cut off at 64" in text
-    assert "Measured" not in model_card(pack.manifest, EDITS).decode()
+    assert "Measured" not in model_card(pack.manifest, EDITS, pack.deltas).decode()
 
 
 def test_a_figure_in_short() -> None:

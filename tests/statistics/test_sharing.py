@@ -78,6 +78,7 @@ def test_the_card_says_of_which_bases_and_how_many_tokens(hub: LoopbackHub, view
         base_folder(other).name: 1,
     }
     card = hub.files("me/stats")["README.md"].decode()
+    assert "\nbase_model:\n- tiny-random/llama\n---\n" in card
     assert "hf-edit stats pull me/stats" in card and card.count("| tiny-random/llama, float32 |") == 3
     assert f"answer {moments.tokens['answer']:,}, chat {moments.tokens['chat']:,}" in card
 
