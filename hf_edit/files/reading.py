@@ -60,7 +60,7 @@ class PlainFolder:
         """The content of a plain file of at most `limit` bytes.
 
         Raises:
-            PackError: missing, a link out of the folder, not a plain file, or too large.
+            PackError: missing, a link out of the folder, not a plain file, too large, or still growing.
         """
         path = self._resolved(name)
         try:
@@ -96,9 +96,11 @@ def _read_plain(path: Path, name: str, limit: int) -> bytes:
         if status.st_size > limit:
             raise PackError(f"{name} has {status.st_size} bytes, more than {limit}.", _ANEW)
         with open(descriptor, "rb", closefd=False) as file:
-            data = file.read(limit + 1)  # it may have grown, and files of /proc say that they are empty
-        if len(data) > limit:
-            raise PackError(f"{name} has more than {limit} bytes.", _ANEW)
+            data = file.read(status.st_size + 1)  # takes so much memory at once; one more shows what has grown
+        if len(data) > status.st_size:  # as files of /proc are, which say that they are empty
+            raise PackError(
+                f"{name} has more than the {status.st_size} bytes that it said.", "Wait until it is written."
+            )
         return data
     finally:
         os.close(descriptor)

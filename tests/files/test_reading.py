@@ -71,6 +71,18 @@ def test_plain_files_are_read(tmp_path: Path) -> None:
         PlainFolder(tmp_path).read("a.json", limit=4)
 
 
+def test_the_memory_taken_is_that_of_the_file_and_not_of_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b"12345")
+    assert PlainFolder(tmp_path).read("a.json", limit=1 << 60) == b"12345"
+
+
+@pytest.mark.skipif(not os.path.isfile("/proc/self/status"), reason="no /proc here")
+def test_a_file_longer_than_it_says_is_refused() -> None:
+    with pytest.raises(PackError, match="more than the 0 bytes") as caught:
+        PlainFolder(Path("/proc/self")).read("status")
+    assert caught.value.remedy
+
+
 def link(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"x")
     (tmp_path / "a.json").symlink_to(tmp_path / "secret")
