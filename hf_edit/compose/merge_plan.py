@@ -22,7 +22,8 @@ from hf_edit.compose.rounding import ROUNDINGS, Merging, Rounding
 from hf_edit.errors import BaseMismatchError, ComposeError, ConfigError, UnsupportedModelError
 from hf_edit.models.fingerprint import matches
 from hf_edit.models.orientation import as_matrix, stored_weights, weight_name
-from hf_edit.packs.pack import EditPack
+from hf_edit.packs.manifest import Manifest
+from hf_edit.packs.verify import check_base, check_fits
 from hf_edit.solvers.low_rank import LowRankDelta
 
 
@@ -74,8 +75,8 @@ class MergePlan:
         check_weights(base, [weight_name(name, stored[name][1]) for name in deltas])
         for source in found:
             _check_not_merged(source, receipts)
-            if source.pack is not None:
-                _check_base(source.pack, model, receipts)
+            if source.taught is not None:
+                _check_base(source.taught[0], base, receipts)
         touched = {name: weight for name, weight in stored.items() if name in deltas}
         return cls(base, found, deltas, touched, receipts, rounding)
 
@@ -146,15 +147,16 @@ def _obstacle(weight: Tensor, shared: bool) -> tuple[str, str] | None:
     return None
 
 
-def _check_base(pack: EditPack, model: Host, receipts: Sequence[MergeReceipt]) -> None:
-    """`pack.verify(model)` with the weights that were there before anything was merged."""
-    tensors = pack.manifest.base.tensors
+def _check_base(manifest: Manifest, base: PreTrainedModel, receipts: Sequence[MergeReceipt]) -> None:
+    """Check that the weights before anything was merged are those that the pack was computed on."""
+    tensors = manifest.base.tensors
     touched = [name for name in left(receipts) if name in tensors]
-    pack.verify(model, weights=not touched)
+    check_fits(manifest, base)
     if not touched:
+        check_base(manifest, base)
         return
-    check_as_merged(receipts, base_of(model), touched)
-    weights = map_weights(base_of(model))
+    check_as_merged(receipts, base, touched)
+    weights = map_weights(base)
     for name, recorded in tensors.items():
         if not matches(asdict(recorded), original(receipts, name, weights[name])):
             raise BaseMismatchError(

@@ -35,13 +35,11 @@ class Source:
     Args:
         deltas: full module name -> its change.
         adapter: the name under which it is attached; None where it is not.
-        pack: None where only the adapter is known.
         taught: of what pack it is; None of an adapter that hf_edit did not attach.
     """
 
     deltas: Mapping[str, LowRankDelta]
     adapter: str | None
-    pack: EditPack | None
     taught: Origin | None
 
     def record(self) -> MergedPack:
@@ -58,7 +56,7 @@ def sources(model: PreTrainedModel | PeftModel, packs: Pack | Sequence[Pack]) ->
 
     Raises:
         ComposeError: there are none, one is named twice, or an adapter is of a kind that cannot be merged.
-        PackError: a pack cannot be read.
+        PackError: a pack cannot be read, or is not sound.
     """
     named = [packs] if isinstance(packs, (str, os.PathLike, EditPack)) else list(packs)
     if not named:
@@ -81,15 +79,16 @@ def _source(model: PreTrainedModel | PeftModel, named: Pack) -> Source:
     if isinstance(named, str) and named in adapter_configs(model):
         attached = _attached(model, named)
         deltas = {module: _scaled(delta, scale) for module, (delta, scale) in attached.items()}
-        return Source(deltas, named, None, origin_of(model, named))
+        return Source(deltas, named, origin_of(model, named))
     pack = EditPack.coerce(named)
+    pack.check()
     taught = pack.manifest, pack.edits
     for adapter in adapter_configs(model):
         attached = _attached(model, adapter, strict=False)
         if _same(pack.deltas, {module: delta for module, (delta, _) in attached.items()}):
             deltas = {module: _scaled(delta, attached[module][1]) for module, delta in pack.deltas.items()}
-            return Source(deltas, adapter, pack, taught)
-    return Source(pack.deltas, None, pack, taught)
+            return Source(deltas, adapter, taught)
+    return Source(pack.deltas, None, taught)
 
 
 def _attached(model: nn.Module, name: str, strict: bool = True) -> dict[str, tuple[LowRankDelta, float]]:

@@ -328,6 +328,29 @@ def test_onto_the_wrong_model_or_base(tmp_path: Path) -> None:
         merge(model, other_pack(tiny_model(seed=3)))
 
 
+@pytest.mark.parametrize("verified", [True, False])
+def test_an_adapter_of_a_pack_is_merged_into_the_packs_base_only(verified: bool) -> None:
+    model = tiny_model(seed=0 if verified else 3)
+    attach(model, make_pack(tiny_model()), "edit", verify=verified)
+    if verified:
+        model.get_parameter(KEYS[0].replace(".weight", ".base_layer.weight")).data[0, 0] += 1
+    before = picture(model)
+    with pytest.raises(BaseMismatchError, match="other values than the base"):
+        merge(model, "edit")
+    assert picture(model) == before
+
+
+def test_an_adapter_of_a_pack_is_merged_beside_a_merged_pack() -> None:
+    model, plain = tiny_model(), tiny_model()
+    before = picture(model)
+    first, second = make_pack(plain), other_pack(plain)
+    attach(model, second, "second")
+    receipts = [merge(model, first), merge(model, "second")]
+    for receipt in reversed(receipts):
+        unmerge(model, receipt)
+    assert picture(model) == before
+
+
 def fail_at(step: int, error: BaseException, function: Callable) -> Callable:
     """`function`, but its call number `step` raises instead."""
     calls: list[object] = []
