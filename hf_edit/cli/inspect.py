@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +11,11 @@ import typer
 from hf_edit.cli.options import Device, Dtype, Json, Pack, Revision
 from hf_edit.cli.output import last_text, print_facts, print_json, print_table, readable_size, shortened
 from hf_edit.cli.packs import check_revision, open_pack
+from hf_edit.errors import HubError
 
 
 if TYPE_CHECKING:
-    from hf_edit.files.reading import PlainFolder
+    from hf_edit.packs.locate import Place
     from hf_edit.packs.pack import EditPack
 
 
@@ -33,24 +34,23 @@ def inspect(
     Nothing is checked against a model: `verify` does that, and `audit` looks for teaching that is not listed.
     """
     check_revision(revision, model)
-    opened, folder = open_pack(pack)
+    opened, place = open_pack(pack)
     weights = {} if model is None else _weight_norms(opened, model, revision, device, dtype)
-    document = _document(pack, opened, folder, weights)
+    document = _document(pack, opened, place, weights)
     if as_json:
         print_json(document)
     else:
         _print(document, opened)
 
 
-def _document(name: str, pack: EditPack, folder: PlainFolder, weights: Mapping[str, float]) -> dict[str, Any]:
-    from hf_edit.packs.listing import unlisted_files
+def _document(name: str, pack: EditPack, place: Place, weights: Mapping[str, float]) -> dict[str, Any]:
     from hf_edit.packs.signing import read_signature
     from hf_edit.packs.verify import over_budget, rank_budget
 
     manifest = pack.manifest
-    signature = read_signature(folder)
-    unlisted = unlisted_files(folder.path, manifest.files)
-    notes = [over_budget(manifest, pack.edits), unlisted and f"files that the manifest does not list: {unlisted}"]
+    signature = read_signature(place.opened())
+    unlisted, note = _unlisted(place, manifest.files)
+    notes = [over_budget(manifest, pack.edits), note]
     return {
         "pack": name,
         "commit": None if pack.origin is None else pack.origin.commit,
@@ -88,6 +88,17 @@ def _document(name: str, pack: EditPack, folder: PlainFolder, weights: Mapping[s
         "unlisted_files": unlisted,
         "notes": [note for note in notes if note],
     }
+
+
+def _unlisted(place: Place, listed: Iterable[str]) -> tuple[list[str] | None, str | None]:
+    """What lies beside the pack, None where the Hub does not say, and a note of what is odd about that."""
+    from hf_edit.packs.listing import unlisted_files
+
+    try:
+        unlisted = unlisted_files(place.entries(), listed)
+    except HubError as error:
+        return None, error.message
+    return unlisted, f"files that the manifest does not list: {unlisted}" if unlisted else None
 
 
 def _print(document: Mapping[str, Any], pack: EditPack) -> None:

@@ -9,7 +9,7 @@ from hf_edit.errors import ConfigError
 
 
 if TYPE_CHECKING:
-    from hf_edit.files.reading import PlainFolder
+    from hf_edit.packs.locate import Place
     from hf_edit.packs.pack import EditPack
 
 
@@ -37,8 +37,8 @@ def check_revision(revision: str | None, model: str | None) -> None:
         )
 
 
-def open_pack(id_or_path: str) -> tuple[EditPack, PlainFolder]:
-    """As `pack_at`, with the pack's folder, for what only that shows; on the Hub the one that it was fetched to.
+def open_pack(id_or_path: str) -> tuple[EditPack, Place]:
+    """As `pack_at`, with the place that it was read from, for what only that shows.
 
     Raises:
         PackError, HubError: as `EditPack.from_pretrained`.
@@ -50,5 +50,4 @@ def open_pack(id_or_path: str) -> tuple[EditPack, PlainFolder]:
 
     name, revision = _parted(id_or_path)
     place = locate(name, file_names=(*FILES, SIGNATURES), revision=revision)
-    folder = place.of_pack()
-    return EditPack(**vars(from_folder(folder)), origin=place.origin), folder
+    return EditPack(**vars(from_folder(place.of_pack())), origin=place.origin), place

@@ -29,8 +29,8 @@ def verify(
 ) -> None:
     """Check a pack's files, and where they are given its base and its signature; exit code 2 if not.
 
-    Checked are digests, shapes, that every number is finite, that nothing is in the folder or in a file that the
-    manifest does not declare, and that the rank suits the number of edits, which is told and not refused.
+    Checked are digests, shapes, that every number is finite, that nothing is in the folder, the repository or a file
+    that the manifest does not declare, and that the rank suits the number of edits, which is told and not refused.
     """
     said: dict[str, Any] = {"pack": pack} | ({} if model is None else {"model": model})
     try:
@@ -60,8 +60,9 @@ def _checked(
     from hf_edit.packs.verify import over_budget
 
     check_revision(revision, model)
-    opened, folder = open_pack(pack)
-    check_listing(folder.path, opened.manifest.files)
+    opened, place = open_pack(pack)
+    check_listing(pack, place.entries(), opened.manifest.files)
+    folder = place.opened()
     signature = "unsigned" if read_signature(folder) is None else "signed by a key that was not asked for"
     if public_key is not None:
         verify_signature(folder, public_key)

@@ -11,7 +11,7 @@ from hf_edit.errors import PackError
 from hf_edit.files.atomic import recover
 from hf_edit.files.reading import PlainFolder
 from hf_edit.hub.client import HubCommit, is_repo_id
-from hf_edit.hub.fetch import fetching, snapshot
+from hf_edit.hub.fetch import fetching, listing, snapshot
 from hf_edit.packs.contents import MANIFEST
 from hf_edit.validation import shown
 
@@ -32,6 +32,20 @@ class Place:
     def opened(self) -> PlainFolder:
         """The folder; PackError where there is none."""
         return PlainFolder(self.path, within=self.within)
+
+    def entries(self) -> list[str]:
+        """The names in it, also of what was not fetched; in a repository, without folders that hold other packs.
+
+        Raises:
+            HubError: the commit cannot be listed.
+        """
+        if self.origin is None:
+            return os.listdir(self.path)
+        at = inside(self.origin.subfolder)
+        paths = map(PurePosixPath, listing(self.origin.repo_id, revision=self.origin.commit).sizes)
+        within = [path.relative_to(at) for path in paths if path.is_relative_to(at)]
+        others = {path.parent for path in within if path.name == MANIFEST and path.parent.parts}
+        return sorted({path.parts[0] for path in within if others.isdisjoint(path.parents)})
 
     def of_pack(self) -> PlainFolder:
         """The same, which in a repository has to be a pack's; PackError where it is none."""

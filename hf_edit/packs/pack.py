@@ -256,6 +256,8 @@ class EditPack(PackContents):
     def verify(self, model: PreTrainedModel | PeftModel, *, weights: bool = True) -> None:
         """Check that the pack is sound and that `model` is the base that it was computed on.
 
+        What lies beside its files and whether its rank suits its edits, `hf-edit verify` tells.
+
         Args:
             weights: compare the weights that the pack changes, by digest. Without it only names and shapes are
                 compared: for quantised models, or a base known to be right.

@@ -84,7 +84,7 @@ def sign(path: str | os.PathLike[str], private_key: str | os.PathLike[str], *, p
         ConfigError: model-signing is not installed, or the key cannot be used.
     """
     folder = PlainFolder(Path(path))
-    check_listing(folder.path, from_folder(folder).manifest.files)
+    check_listing(folder.path, os.listdir(folder.path), from_folder(folder).manifest.files)
     signing = _model_signing().signing
     with _explained(f"The pack cannot be signed with {private_key}", ConfigError, _MAKE_A_KEY):
         config = signing.Config().use_elliptic_key_signer(
@@ -109,7 +109,7 @@ def verify_signature(folder: PlainFolder, public_key: str | os.PathLike[str]) ->
     signature = read_signature(folder)
     if signature is None:
         raise SignatureError(f"{folder.path} is not signed.", f"Ask its author for {SIGNATURE}.")
-    check_listing(folder.path, Manifest.from_bytes(folder.read(MANIFEST)).files)
+    check_listing(folder.path, os.listdir(folder.path), Manifest.from_bytes(folder.read(MANIFEST)).files)
     verifying = _model_signing().verifying
     with _explained(f"The public key {public_key} cannot be used", ConfigError, _MAKE_A_KEY):
         config = verifying.Config().use_elliptic_key_verifier(public_key=os.fspath(public_key))

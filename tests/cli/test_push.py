@@ -70,6 +70,33 @@ def test_a_pack_of_the_hub_is_read_at_the_revision_that_is_named(
     assert "## Since the version before" not in hub.files("me/copy")["README.md"].decode()
 
 
+@pytest.mark.parametrize("extra", ["config.json", "model.safetensors", "pytorch_model.bin", "onnx/model.onnx"])
+def test_what_a_repository_holds_beside_the_pack_is_told_though_it_is_not_fetched(
+    hub: LoopbackHub, hf_edit: Command, pack: Path, extra: str
+) -> None:
+    hf_edit("push", pack, "me/pack")
+    hf_edit("push", pack, "me/pack", "--subfolder", "more/lamp")
+    repository = hub.repositories["me/pack"]
+    repository.commit("main", {**hub.files("me/pack"), "LICENSE": b"MIT", "more/lamp/README.md": b"x"}, "fine")
+    assert hf_edit("verify", "me/pack").exit_code == 0
+    assert json.loads(hf_edit("inspect", "me/pack", "--json").stdout)["unlisted_files"] == []
+    repository.commit("main", {**hub.files("me/pack"), extra: b"{}"}, "not fine")
+    entry = extra.partition("/")[0]
+    failed(hf_edit("verify", "me/pack"), f"me/pack holds what the manifest does not list: {entry}", "hf-edit pull")
+    assert json.loads(hf_edit("inspect", "me/pack", "--json").stdout)["unlisted_files"] == [entry]
+
+
+def test_what_a_repository_holds_cannot_be_told_offline(
+    hub: LoopbackHub, hf_edit: Command, pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf_edit("push", pack, "me/pack")
+    hf_edit("inspect", "me/pack")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    failed(hf_edit("verify", "me/pack"), "Listing 'me/pack'", "offline")
+    document = json.loads(hf_edit("inspect", "me/pack", "--json").stdout)
+    assert document["unlisted_files"] is None and "Listing 'me/pack'" in document["notes"][0]
+
+
 def test_a_users_mistakes(
     hub: LoopbackHub, hf_edit: Command, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
