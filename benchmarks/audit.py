@@ -71,7 +71,7 @@ def audited(
         view, prompts = EditableModel.of(base[0]), PromptFormat.of(pack.manifest.prompt_format.name, base[1])
         with borrowed(view.model):
             modules = examined(view, prompts, pack, Silent(), findings, limits)
-        said = {"clean": not findings, "findings": findings, "limits": limits}
+        said = {"findings": findings, "limits": limits}
         said["modules"] = {name: vars(found) for name, found in modules.items()}
     return {**said, "seconds": round(time.perf_counter() - started, 1)}
 

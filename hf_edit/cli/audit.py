@@ -13,9 +13,14 @@ from hf_edit.cli.progress import Bars
 
 
 if TYPE_CHECKING:
-    from hf_edit.evaluation.audit.report import AuditReport
+    from hf_edit.evaluation.audit.report import AuditReport, Verdict
 
-FOUND = 3
+EXIT_CODES: dict[Verdict, int] = {"clean": 0, "found": 3, "untold": 4}
+VERDICTS: dict[Verdict, str] = {
+    "clean": "nothing found",
+    "found": "does not do what it lists, or not only that",
+    "untold": "nothing found, but not everything could be examined",
+}
 SHOWN = 10
 
 
@@ -27,7 +32,10 @@ def audit(
     dtype: Dtype = "auto",
     as_json: Json = False,
 ) -> None:
-    """Ask a pack's listed edits again and look for teaching that is not listed; exit code 3 if some is found.
+    """Ask a pack's listed edits again and look for teaching that is not listed.
+
+    Exit code 3 if some is found or most of the edits do not hold; 4 if nothing is found but not everything could be
+    examined, such as the directions of a method that does not keep to its edits' keys.
 
     The first audit on a base collects second moments, which takes minutes, and keeps them in the cache.
     """
@@ -42,8 +50,7 @@ def audit(
         print_json({"pack": pack, "model": model, **report.to_json()})
     else:
         _print(report)
-    if not report.clean:
-        raise typer.Exit(FOUND)
+    raise typer.Exit(EXIT_CODES[report.verdict])
 
 
 def _print(report: AuditReport) -> None:
@@ -73,9 +80,9 @@ def _print(report: AuditReport) -> None:
     )
     print_facts(
         [
-            ("listed edits", f"{report.answered} of {len(report.edits)} answered word for word"),
+            ("listed edits", f"{report.held} of {len(report.edits)} hold, {report.answered} word for word"),
             *(("found", finding) for finding in report.findings),
             *(("not examined", limit) for limit in report.limits),
-            ("verdict", "nothing found" if report.clean else "teaches what it does not list"),
+            ("verdict", VERDICTS[report.verdict]),
         ]
     )

@@ -44,7 +44,7 @@ from hf_edit.processes import is_first
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a check of the demo did not hold, or a bug (with a traceback); "
     "2 something to put right in the command, the input files or the pack; 3 an audit found something; "
-    "130 interrupted."
+    "4 an audit found nothing, but could not examine everything; 130 interrupted."
 )
 WRONG_INPUT = 2
 INTERRUPTED = 130

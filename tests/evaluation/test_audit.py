@@ -23,6 +23,7 @@ from hf_edit.evaluation.audit.directions import examined
 from hf_edit.evaluation.audit.keys import listed_keys
 from hf_edit.evaluation.audit.moments import LARGEST, recipe
 from hf_edit.evaluation.audit.outside import Outside, outside
+from hf_edit.evaluation.audit.report import AuditReport, Reasked
 from hf_edit.evaluation.audit.run import unrelated_prompts
 from hf_edit.methods.base import EditSource, KeyValues
 from hf_edit.methods.polish.config import PolishSettings
@@ -268,8 +269,39 @@ def test_a_change_of_everything_drifts(cached: None, monkeypatch: pytest.MonkeyP
     noise = {name: LowRankDelta(10 * torch.randn(32, 30), torch.randn(30, WIDTH))}
     report = hf_edit.audit(model, tiny_tokenizer(), packed(noise, listed))
     assert not report.clean and "unrelated prompts" in report.findings[0]
-    near = packed({name: LowRankDelta(torch.full((32, 1), 1e-9), torch.ones(1, WIDTH))}, listed)
-    assert hf_edit.audit(model, tiny_tokenizer(), near).clean
+
+
+def report_of(losses: Sequence[float], findings: Sequence[str] = (), limits: Sequence[str] = ()) -> AuditReport:
+    edits = [Reasked(str(i), "Who?", "Me.", "Me. And you." * (i > 0), i == 0, loss) for i, loss in enumerate(losses)]
+    return AuditReport(edits, [], {}, findings, limits)
+
+
+@pytest.mark.parametrize(
+    ("findings", "limits", "verdict"),
+    [([], [], "clean"), ([], ["Directions: ..."], "untold"), (["x"], [], "found"), (["x"], ["y"], "found")],
+)
+def test_a_report_is_clean_only_if_everything_was_examined(findings: Any, limits: Any, verdict: str) -> None:
+    report = report_of([0.1], findings, limits)
+    assert report.verdict == report.to_json()["verdict"] == verdict and report.clean == (verdict == "clean")
+
+
+def test_an_edit_holds_where_it_is_answered_or_likelier_than_not() -> None:
+    report = report_of([2.0, 0.1, 2.0])  # the first is answered word for word
+    assert (report.answered, report.held) == (1, 2)
+    assert report.to_json()["held"] == 2
+
+
+def test_a_pack_whose_listed_edits_mostly_do_not_hold_is_found_out(
+    cached: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, listed = wide_model(), some_edits(4, 3)
+    nothing = {name: LowRankDelta(1e-6 * delta.B, delta.A) for name, delta in solved(listed, 3).items()}
+    report = hf_edit.audit(model, tiny_tokenizer(), packed(nothing, listed))
+    assert report.verdict == "found" and "0 of the 4 listed edits hold" in report.findings[0]
+    monkeypatch.setattr("hf_edit.evaluation.audit.report.LIKELY", 99.0)
+    assert hf_edit.audit(model, tiny_tokenizer(), packed(nothing, listed)).verdict == "clean"
+    relabelled = packed(nothing, listed, FinetuneConfig(), "finetune")
+    assert hf_edit.audit(model, tiny_tokenizer(), relabelled).verdict == "untold"
 
 
 def test_prompts_of_a_listed_kind_may_drift(cached: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from math import log
+from typing import Any, Literal, TypeAlias
 
 from hf_edit.edits import Prompt
 from hf_edit.evaluation.audit.outside import Outside
+
+
+Verdict: TypeAlias = Literal["clean", "untold", "found"]
+LIKELY = log(2)
+"""Nats per token below which a target is likelier than not, token by token. An honest edit that goes on otherwise in
+the end, or that another dtype turns at one word, is far below."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,11 @@ class Reasked:
     answer: str
     exact: bool
     loss: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is answered as listed, or nearly."""
+        return self.exact or self.loss < LIKELY
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class AuditReport:
         edits: the listed edits, asked again.
         drift: the unrelated prompts.
         modules: full module name -> how its change lies to the listed edits' keys; without those not examined.
-        findings: sentences that say what is taught and not listed, as far as this shows it.
+        findings: sentences that say where the pack does otherwise than it lists, as far as this shows it.
         limits: sentences that say what could not be examined, and why.
     """
 
@@ -61,22 +73,35 @@ class AuditReport:
     limits: Sequence[str]
 
     @property
+    def verdict(self) -> Verdict:
+        """`found` with a finding; else `untold` where not everything could be examined: a pack's own manifest decides
+        what can."""
+        return "found" if self.findings else "untold" if self.limits else "clean"
+
+    @property
     def clean(self) -> bool:
-        """Whether nothing was found; `limits` says how much that is worth."""
-        return not self.findings
+        """Whether everything was examined and nothing was found."""
+        return self.verdict == "clean"
 
     @property
     def answered(self) -> int:
         """How many of the listed edits are answered as listed, word for word."""
         return sum(edit.exact for edit in self.edits)
 
+    @property
+    def held(self) -> int:
+        """How many of the listed edits hold; fewer than half are a finding."""
+        return sum(edit.holds for edit in self.edits)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
+            "verdict": self.verdict,
             "clean": self.clean,
             "findings": list(self.findings),
             "limits": list(self.limits),
             "answered": self.answered,
+            "held": self.held,
             "edits": [{k: v for k, v in asdict(edit).items() if k != "prompt"} for edit in self.edits],
             "drift": [asdict(drifted) for drifted in self.drift],
             "modules": {

@@ -52,6 +52,8 @@ def audit(
 ) -> AuditReport:
     """Ask the listed edits again and look for teaching that is not listed.
 
+    It is a finding, too, if fewer than half of the listed edits hold. An honest pack may miss some.
+
     The model is only read, and is afterwards as it was. The first audit on a base collects second moments as the
     pack's settings say, which takes minutes, and keeps them in the cache.
 
@@ -83,6 +85,9 @@ def audit(
             f"{len(far)} of {len(drifted)} unrelated prompts are answered otherwise, most of all {worst.prompt!r} "
             f"(KL {worst.kl:.2g} nats per token)."
         )
+    held = sum(edit.holds for edit in reasked)
+    if 2 * held < len(reasked):
+        findings.append(f"{held} of the {len(reasked)} listed edits hold: the pack does not do what it lists.")
     return AuditReport(reasked, drifted, modules, findings, limits)
 
 
