@@ -43,14 +43,13 @@ def merge(
     from hf_edit.compose.merge import merge as merged
     from hf_edit.compose.merge_card import merged_card
     from hf_edit.compose.merge_report import merge_report
-    from hf_edit.compose.merged import remembered
-    from hf_edit.compose.receipt import MergeReceipt
+    from hf_edit.compose.merged import receipt_beside, remembered
     from hf_edit.models.loading import load_model
 
     given = [pack_at(pack) for pack in packs]
     base, tokenizer = load_model(model, dtype=dtype, device=device, revision=revision)
     # a base into which packs were merged before is known by the receipt that lies beside it
-    onto = None if Path(model).is_file() else MergeReceipt.beside(model, revision)
+    onto = None if Path(model).is_file() else receipt_beside(base, model, revision)
     how: Any = {"rounding": rounding, "onto": onto}
     foreseen = merge_report(base, given, **how).to_json()
     document = {"base": model, "packs": packs, "dtype": str(base.dtype).removeprefix("torch."), **foreseen}

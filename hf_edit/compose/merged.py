@@ -47,6 +47,24 @@ def still_merged(receipts: Sequence[MergeReceipt], now: Mapping[str, str]) -> li
     return kept[::-1]
 
 
+def receipt_beside(
+    base: PreTrainedModel, id_or_path: str | os.PathLike[str], revision: str | None = None
+) -> MergeReceipt | None:
+    """The receipt beside a model loaded from there; None where there is none, or none of these weights.
+
+    A folder keeps its receipt when the model is unmerged and saved into it again: then all weights are as before.
+
+    Raises:
+        PackError, HubError: as `MergeReceipt.load`.
+    """
+    receipt = MergeReceipt.beside(id_or_path, revision)
+    if receipt is None:
+        return None
+    weights = map_weights(base)
+    undone = all(name in weights and record.is_before(weights[name]) for name, record in receipt.weights.items())
+    return None if undone else receipt
+
+
 def map_weights(base: nn.Module) -> dict[str, Tensor]:
     """Name in the base -> weight of every map, as it is stored."""
     return {weight_name(name, orientation): weight for name, (weight, orientation) in stored_weights(base).items()}
@@ -58,6 +76,7 @@ def _save_pretrained(base: PreTrainedModel, save_directory: str | os.PathLike[st
         return  # only adapters were saved, or another process saves the model
     receipts, weights = remembered(base), map_weights(base)
     if not all(name in weights and record.is_after(weights[name]) for name, record in left(receipts).items()):
+        MergeReceipt.remove(save_directory)
         _warn("The merged weights were changed or cast since, so the model was saved without a way to unmerge it.")
         return
     joined(receipts, weights).save(save_directory)

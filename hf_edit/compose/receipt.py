@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,10 +59,17 @@ class MergedWeight:
             count *= length
         return count
 
+    def is_before(self, weight: Tensor) -> bool:
+        """Whether `weight` is, to the bit, what the merge found."""
+        return self._is(weight, self.before)
+
     def is_after(self, weight: Tensor) -> bool:
         """Whether `weight` is, to the bit, what the merge left."""
+        return self._is(weight, self.after)
+
+    def _is(self, weight: Tensor, digest: str) -> bool:
         present = dtype_name(weight.dtype), tuple(weight.shape)
-        return present == (self.dtype, self.shape) and bits.digest(weight) == self.after
+        return present == (self.dtype, self.shape) and bits.digest(weight) == digest
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,12 @@ class MergeReceipt:
         }
         files = {_RECEIPT: strict_json.dumps({**body, "digest": sha256(strict_json.dumps(body))}), _BEFORE: backup}
         write_directory(Path(folder) / FOLDER, files, marker=_RECEIPT, known=files.__contains__)
+
+    @staticmethod
+    def remove(folder: str | os.PathLike[str]) -> None:
+        """Take the receipt away that an earlier model left in a folder, if any."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(Path(folder) / FOLDER)
 
     @classmethod
     def load(cls, id_or_path: str | os.PathLike[str], revision: str | None = None) -> MergeReceipt:

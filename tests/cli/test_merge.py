@@ -11,6 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_edit.compose.merge import merge, unmerge
+from hf_edit.compose.receipt import MergeReceipt
+from hf_edit.models.loading import load_model
 from hf_edit.packs.pack import EditPack
 from tests.cli.conftest import Command, failed
 from tests.packs.make import make_pack
@@ -127,3 +130,17 @@ def test_a_merged_model_that_was_changed_is_not_unmerged(
     shutil.copy(base / "model.safetensors", tmp_path / "merged")
     failed(hf_edit("unmerge", tmp_path / "merged", "--out", tmp_path / "o"), MODULE, "not what the merge left")
     assert not (tmp_path / "o").exists()
+
+
+def test_a_receipt_of_weights_that_were_there_before_is_none(
+    hf_edit: Command, base: Path, pack: Path, tmp_path: Path
+) -> None:
+    model, _ = load_model(str(base))
+    receipt = merge(model, pack)
+    model.save_pretrained(tmp_path / "model")
+    unmerge(model, receipt)
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / "merge_receipt").exists()  # transformers knows nothing of it
+    assert hf_edit("merge", pack, "--model", tmp_path / "model", "--out", tmp_path / "merged").exit_code == 0
+    assert len(MergeReceipt.load(tmp_path / "merged").merges) == 1
