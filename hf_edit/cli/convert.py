@@ -69,7 +69,8 @@ def convert(
     elif solving and base:
         converted = _sparsified(given, *base, columns, bytes, settings)
     if layout == "all-layers" and converted.manifest.zero_filled is None:
-        converted = converted.with_all_layers(_skeleton(model or given.base, revision))
+        # a path that a pack names for its base is a stranger's word
+        converted = converted.with_all_layers(_skeleton(model or given.manifest.base.id, revision))
     converted.save_pretrained(out, layout=layout, values=values)
 
     saved = EditPack.from_pretrained(out)
@@ -121,7 +122,7 @@ def _skeleton(base: str | None, revision: str | None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if base is None:
-        raise ConfigError("The pack does not say where its base is to be had.", "Give it with --model.")
+        raise ConfigError("The pack does not say where on the Hub its base is.", "Give it with --model.")
     try:
         config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
         with torch.device("meta"):

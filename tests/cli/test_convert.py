@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from hf_edit.packs.pack import EditPack
 from tests.cli.conftest import Command, failed
+from tests.packs.make import make_pack
+from tests.tiny import tiny_model
 
 
 MODULE = "model.layers.2.mlp.down_proj"
@@ -36,6 +38,15 @@ def test_layouts(hf_edit: Command, pack: Path, base: Path, tmp_path: Path, layou
     tensors = load_file(out / "adapter_model.safetensors")
     assert len(tensors) == (8 if layout == "all-layers" else 2)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16 if layout == "bf16" else torch.float32}
+
+
+def test_a_folder_that_a_pack_names_as_its_base_is_not_opened(hf_edit: Command, base: Path, tmp_path: Path) -> None:
+    model = tiny_model()
+    model.config._name_or_path = str(base)
+    make_pack(model).save_pretrained(tmp_path / "pack")
+    result = hf_edit("convert", tmp_path / "pack", "--out", tmp_path / "out", "--layout", "all-layers")
+    failed(result, "does not say where on the Hub its base is", "--model")
+    assert not (tmp_path / "out").exists()
 
 
 def test_truncation_is_reported_in_weights_and_in_answers(
