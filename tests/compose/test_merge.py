@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -108,20 +109,23 @@ def same_tensors(first: nn.Module, second: nn.Module) -> bool:
 
 @pytest.mark.slow
 def test_in_another_process(tmp_path: Path) -> None:
-    model = tiny_model(dtype=torch.bfloat16)
-    merge(model, make_pack(model))
-    model.save_pretrained(tmp_path / "merged")
+    for dtype in DTYPES:
+        folder, model = tmp_path / str(dtype), tiny_model(dtype=dtype)
+        merge(model, make_pack(model))
+        model.save_pretrained(folder / "merged")
+        tiny_model(dtype=dtype).save_pretrained(folder / "untouched")
     code = """
         import sys, hf_edit
         from transformers import AutoModelForCausalLM
-        model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-        hf_edit.unmerge(model, sys.argv[1])
-        model.save_pretrained(sys.argv[2])
+        for folder in sys.argv[1:]:
+            model = AutoModelForCausalLM.from_pretrained(f"{folder}/merged")
+            hf_edit.unmerge(model, f"{folder}/merged")
+            model.save_pretrained(f"{folder}/base")
     """
-    program = "\n".join(line.strip() for line in code.strip().splitlines())
-    subprocess.run([sys.executable, "-c", program, tmp_path / "merged", tmp_path / "base"], check=True)
-    tiny_model(dtype=torch.bfloat16).save_pretrained(tmp_path / "untouched")
-    assert_same_weights(tmp_path / "base", tmp_path / "untouched")
+    folders = [tmp_path / str(dtype) for dtype in DTYPES]
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), *folders], check=True)
+    for folder in folders:
+        assert_same_weights(folder / "base", folder / "untouched")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
