@@ -74,8 +74,7 @@ class AuditReport:
 
     @property
     def verdict(self) -> Verdict:
-        """`found` with a finding; else `untold` where not everything could be examined: a pack's own manifest decides
-        what can."""
+        """`found` with a finding, else `untold` with a limit: what can be examined, a pack's own manifest decides."""
         return "found" if self.findings else "untold" if self.limits else "clean"
 
     @property
