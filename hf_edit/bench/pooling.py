@@ -22,7 +22,8 @@ HARMONIC = {"success.score": ("success.efficacy", "success.paraphrase", "success
 
 
 def pooled(evaluations: Sequence[Evaluation], edits: EditSet, seed: int) -> Evaluation:
-    """All records together; what cannot be pooled, such as scores that another library made, is left out.
+    """All records together; what cannot be pooled, such as scores that another library made, is left out, and so is
+    what nothing is found of.
 
     Args:
         evaluations: with the same evaluators, each of some of the edits.
@@ -32,7 +33,8 @@ def pooled(evaluations: Sequence[Evaluation], edits: EditSet, seed: int) -> Eval
     if len(evaluations) == 1:
         return first
     shared = (*SHARED, "strangers") if first.protocol.get("strangers") == "given" else SHARED
-    metrics = [one for name in _names(evaluations) if (one := _together(name, evaluations, seed, shared)) is not None]
+    together = (_together(name, evaluations, seed, shared) for name in _names(evaluations))
+    metrics = [one for one in together if one is not None and (one.before or one.after)]
     seconds = {key: round(sum(one.seconds[key] for one in evaluations), 2) for key in first.seconds}
     return Evaluation(
         pack=None,

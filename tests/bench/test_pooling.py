@@ -102,3 +102,19 @@ def test_a_harmonic_mean_lacks_packs_that_lack_a_part() -> None:
     names = ("efficacy", "paraphrase", "neighbourhood")
     found = pooled([scored(*names), scored("efficacy", "neighbourhood")], EDITS, 0)["success.score"]
     assert found.after is not None and (found.after.value, found.after.n) == (0.5, 1)
+
+
+def test_what_nothing_is_found_of_is_left_out() -> None:
+    parts = {
+        "efficacy": figure([1.0, 0.0]),
+        "paraphrase": figure([1.0]),  # of which edit is not known
+        "neighbourhood": figure([0.5, 0.5]),
+    }
+    score = figure([[1.0, 1.0, 0.5]], "harmonic_mean")
+    one = evaluation(
+        *(Metric(f"success.{name}", FORCED, "It.", True, "mean", None, part) for name, part in parts.items()),
+        Metric("success.score", FORCED, "It.", True, "harmonic_mean", None, score),
+    )
+    found = pooled([one, one], EDITS, 0)
+    assert [metric.name for metric in found.metrics] == [f"success.{name}" for name in parts]
+    found.check()
