@@ -17,7 +17,7 @@ from hf_edit.api import edit
 from hf_edit.batching import batched
 from hf_edit.bench.baselines import BASELINES
 from hf_edit.bench.config import BenchConfig, Data, Method
-from hf_edit.bench.costs import Clock, pack_facts, watched
+from hf_edit.bench.costs import Clock, hardware, pack_facts, watched
 from hf_edit.bench.pooling import pooled
 from hf_edit.bench.questions import Questions
 from hf_edit.edits import EditSet
@@ -37,7 +37,7 @@ from hf_edit.progress import Progress, Silent
 from hf_edit.prompting import PromptFormat
 
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class Bench:
         folder: where finished cells are kept.
         keep_packs: keep the packs as well, with their figures and cards.
         recall: what the base said, for all cells: most of what packs are compared with is asked alike.
+        processes: how many share the cells.
     """
 
     model: PreTrainedModel
@@ -95,6 +96,7 @@ class Bench:
     folder: Path
     keep_packs: bool
     recall: Recall
+    processes: int
 
     def check(self, cells: Sequence[Cell]) -> None:
         """Find out what cannot be measured before hours of measuring, not after.
@@ -111,6 +113,14 @@ class Bench:
             chosen(settings.evaluators, task, edited=True)
         for cell in cells:
             self._read(self._path(cell), self._key(cell))
+        unkept = [cell.name for cell in cells if self.keep_packs and self._is_unkept(cell)]
+        if unkept:
+            warnings.warn(
+                f"Packs of an earlier run that did not keep them are not computed again: {', '.join(unkept)}. Delete "
+                f"these cells in {self.folder / 'cells'} to have their packs kept.",
+                HfEditWarning,
+                stacklevel=2,
+            )
 
     def measured(self, cell: Cell, progress: Progress) -> dict[str, Any]:
         """The cell's record, computed or, where an earlier run has finished it, read.
@@ -123,15 +133,18 @@ class Bench:
         if record is None:
             parts = list(self._parts(cell, key, progress))
             evaluations = [Evaluation.from_json(part["evaluation"], cell.name) for part in parts]
+            evaluation = pooled(evaluations, self.questions[cell.data.name].edits, cell.seed)
+            evaluation.check(cell.name)  # before it is kept: a finished cell is not looked at again
             record = {
                 "format_version": FORMAT_VERSION,
                 "key": key,
-                "evaluation": pooled(evaluations, self.questions[cell.data.name].edits, cell.seed).to_json(),
+                "evaluation": evaluation.to_json(),
                 "packs": [part["pack"] for part in parts if part["pack"] is not None],
                 "seconds": [part["seconds"] for part in parts],
                 "peak_memory": {
                     place: max(part["peak_memory"][place] for part in parts) for place in parts[0]["peak_memory"]
                 },
+                "hardware": {**hardware(), "processes": self.processes},
             }
             record = kept(path, record)
             shutil.rmtree(self._unfinished(cell), ignore_errors=True)
@@ -144,7 +157,7 @@ class Bench:
         if len(groups) > 1:
             progress.stage(cell.name, len(groups))
         for number, group in enumerate(groups):
-            path = self._unfinished(cell) / f"{number:04d}.json"
+            path = self._unfinished(cell) / f"{_numbered(number)}.json"
             part = self._read(path, key)
             if part is None:
                 inner = Silent() if len(groups) > 1 else Named(progress, cell.name)
@@ -156,24 +169,25 @@ class Bench:
     def _part(self, cell: Cell, edits: EditSet, number: int, of: int, progress: Progress) -> dict[str, Any]:
         evaluation = self._evaluation(cell)
         view, questions = EditableModel.of(self.model), self.questions[cell.data.name]
+        resumed = any(self._resumed(cell, number).glob("*"))
         with watched(view.device) as peak:
             clock = Clock(progress)
             pack = None if cell.method.is_baseline else self._computed(cell, edits, number, clock)
             seconds = clock.stop()
         found = self._evaluated(cell, pack, edits, evaluation, questions, progress)
         if pack is not None and self.keep_packs:
-            folder = self.folder / "packs" / cell.name
-            pack.with_evaluation(found).save_pretrained(folder if of == 1 else folder / f"{number:04d}")
+            folder = self._packs(cell)
+            pack.with_evaluation(found).save_pretrained(folder if of == 1 else folder / _numbered(number))
         return {
             "evaluation": found.to_json(),
             "pack": None if pack is None else pack_facts(pack, view),
-            "seconds": {} if pack is None else seconds,
+            "seconds": {} if pack is None or resumed else seconds,  # a resumed run's are those of the rest
             "peak_memory": peak.found,
         }
 
     def _computed(self, cell: Cell, edits: EditSet, number: int, progress: Progress) -> EditPack:
         config = cell.method.config(cell.data.format, cell.seed)
-        resume = self._unfinished(cell) / f"{number:04d}.resume"
+        resume = self._resumed(cell, number)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", HfEditWarning)  # of edits that were missed, which are counted here
             return edit(self.model, self.tokenizer, edits, config, progress=progress, resume_dir=resume)
@@ -215,16 +229,33 @@ class Bench:
         return Task.of(edits, self.questions[data.name].material, config, prompts)
 
     def _path(self, cell: Cell) -> Path:
-        return self.folder / "cells" / f"{cell.name}.json"
+        return cell_file(self.folder, cell.name)
 
     def _unfinished(self, cell: Cell) -> Path:
         return self.folder / "cells" / f".{cell.name}.unfinished"
+
+    def _resumed(self, cell: Cell, number: int) -> Path:
+        """Where a pack's intermediate results are."""
+        return self._unfinished(cell) / f"{_numbered(number)}.resume"
+
+    def _packs(self, cell: Cell) -> Path:
+        return self.folder / "packs" / cell.name
+
+    def _is_unkept(self, cell: Cell) -> bool:
+        """Whether packs of this cell have been measured whose folder is not there."""
+        if cell.together is None:
+            return False
+        packs = self._packs(cell)
+        if self._path(cell).is_file():
+            return not packs.is_dir()
+        return any(not (packs / part.stem).is_dir() for part in self._unfinished(cell).glob("*.json"))
 
     def _key(self, cell: Cell) -> str:
         """Digest of all that a cell's figures depend on but the libraries, which it names itself."""
         evaluation = self._evaluation(cell)
         parts = {
             "hf_edit": __version__,
+            "format_version": FORMAT_VERSION,
             "method": cell.method.to_json(),
             "together": cell.together,
             "seed": cell.seed,
@@ -245,6 +276,16 @@ class Bench:
                 "Give the bench another folder, or delete that cell to have it measured again.",
             )
         return record
+
+
+def cell_file(folder: Path, name: str) -> Path:
+    """Where a cell is kept in the folder of a bench."""
+    return folder / "cells" / f"{name}.json"
+
+
+def _numbered(pack: int) -> str:
+    """As files of one pack of many are named."""
+    return f"{pack:04d}"
 
 
 def _asking(names: Iterable[str], task: Task, edited: bool) -> Iterator[str]:

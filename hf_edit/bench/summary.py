@@ -37,7 +37,7 @@ def summary(cell: Cell, record: Mapping[str, Any]) -> dict[str, Any]:
         "retention": _retention(evaluation, record["packs"]),
         "examples": _examples(evaluation),
         "protocol": dict(evaluation.protocol),
-        "environment": dict(evaluation.environment),
+        "environment": {**evaluation.environment, "hardware": record["hardware"]},
         "seconds": _seconds(record),
         "peak_memory": record["peak_memory"],
     }
@@ -100,11 +100,15 @@ def _examples(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def _seconds(record: Mapping[str, Any]) -> dict[str, float]:
-    """For each edit, for statistics (once per base: their results are kept), and for the evaluation."""
+    """For each edit, for statistics (once per base: their results are kept), and for the evaluation.
+
+    Packs that a resumed run finished have no seconds and are not among those whose edits share them.
+    """
     parts: Sequence[Mapping[str, float]] = record["seconds"]
-    statistics = sum(part.get(STATISTICS, 0.0) for part in parts)
-    edits = sum(pack["edits"] for pack in record["packs"])
-    computing = sum(sum(part.values()) for part in parts) - statistics
+    timed = [(pack["edits"], part) for pack, part in zip(record["packs"], parts, strict=False) if part]  # or no packs
+    statistics = sum(part.get(STATISTICS, 0.0) for _, part in timed)
+    edits = sum(count for count, _ in timed)
+    computing = sum(sum(part.values()) for _, part in timed) - statistics
     return {
         **({"per_edit": round(computing / edits, 4), "statistics": round(statistics, 3)} if edits else {}),
         "evaluation": round(float(sum(record["evaluation"]["seconds"].values())), 3),

@@ -119,13 +119,14 @@ def _conditions(result: Result) -> str:
     """Model, dtype, hardware and versions on one line."""
     environments = [row.environment for row in result.cells]
     versions = {f"{name} {version}" for one in environments for name, version in one["versions"].items()}
-    base, hardware = result.base, result.environment
+    machines = [one["hardware"] for one in environments]
+    base = result.base
     return ", ".join(
         [
             f"{base['parameters'] / 1e6:,.0f}M parameters in {base['layers']} layers",
             *([f"revision {base['revision']}"] if base.get("revision") else []),
             *sorted({f"{one['dtype']} on {one['device']}" for one in environments}),
-            f"{hardware['processor']}, {hardware['threads']} thread(s), {hardware['processes']} process(es)",
+            *sorted({f"{m['processor']}, {m['threads']} thread(s), {m['processes']} process(es)" for m in machines}),
             *sorted(versions),
         ]
     )

@@ -154,15 +154,16 @@ def costs(result: Result) -> Any:
     labels = list(dict.fromkeys(row.label for row in rows))[::-1]
     data = {name: {**mark, "linestyle": "none"} for name, mark in marks_of(row.data for row in rows).items()}
     place = "cuda" if all("cuda" in row.peak_memory for row in rows) else "process"
-    measured: dict[str, Callable[[Row], float]] = {
-        "seconds per edit": lambda row: row.seconds["per_edit"],
+    measured: dict[str, Callable[[Row], float | None]] = {
+        "seconds per edit": lambda row: row.seconds.get("per_edit"),
         f"peak memory, GB ({place})": lambda row: row.peak_memory[place] / 1e9,
         "pack, kB": lambda row: row.packs.bytes / 1e3 if row.packs else 0.0,
     }
     figure = plotting().Figure(figsize=(10.5, 1.5 + 0.24 * len(labels)), layout="constrained")
     for axes, (title, value) in zip(figure.subplots(1, len(measured), sharey=True), measured.items(), strict=True):
         for row in rows:
-            axes.plot(value(row), labels.index(row.label), **data[row.data], ms=5, alpha=0.85, clip_on=False)
+            if (known := value(row)) is not None:
+                axes.plot(known, labels.index(row.label), **data[row.data], ms=5, alpha=0.85, clip_on=False)
         axes.set_xlim(left=0)
         axes.set_ylim(-0.6, len(labels) - 0.4)
         axes.set_yticks(range(len(labels)), labels)

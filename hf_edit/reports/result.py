@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_edit.bench.cells import FORMAT_VERSION
-from hf_edit.bench.run import RESULT
+from hf_edit.bench.results import RESULT
 from hf_edit.errors import ConfigError, PackError
 from hf_edit.files import strict_json
 from hf_edit.packs.evaluation import Metric
@@ -102,7 +102,6 @@ class Result:
 
     settings: Mapping[str, Any]
     base: Mapping[str, Any]
-    environment: Mapping[str, Any]
     cells: tuple[Row, ...]
     refused: tuple[Refusal, ...]
 

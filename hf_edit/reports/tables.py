@@ -31,7 +31,7 @@ def costs(rows: Sequence[Row]) -> Table:
             str(row.packs.count),
             f"{row.packs.bytes / 1e3:,.0f}",
             f"{max(module.rank for module in row.packs.modules):.0f}",
-            f"{row.seconds['per_edit']:.3g}",
+            f"{row.seconds['per_edit']:.3g}" if "per_edit" in row.seconds else "",
             f"{row.seconds['evaluation']:.3g}",
             f"{max(row.peak_memory.values()) / 1e9:.2f}",
         ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,12 +17,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from hf_edit.bench.config import BenchConfig
 from hf_edit.bench.run import run_bench
-from hf_edit.errors import ConfigError
+from hf_edit.errors import ConfigError, HfEditWarning
 from hf_edit.evaluation import subject
 from hf_edit.evaluation.recall import Recall
 from hf_edit.packs.evaluation import Evaluation
 from hf_edit.packs.pack import EditPack
+from hf_edit.reports.result import read_result
 from tests.bench.running import CONFIG, NAMES, run, write_data
+from tests.launching import launched
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -202,3 +206,100 @@ def test_what_cannot_be_measured_is_told_before_anything_is(
     with pytest.raises(ConfigError, match=said):
         run_bench(tiny_model(), tiny_tokenizer(), config, out, data_folder=data)
     assert sorted((out / "cells").iterdir()) == before
+
+
+def part(data: str, *methods: Any, **settings: Any) -> dict[str, Any]:
+    """A bench of these methods alone on a data set of that name."""
+    return {**CONFIG, "methods": list(methods), "data": [{**CONFIG["data"][0], "name": data, **settings}]}
+
+
+def test_one_folder_gathers_what_several_commands_measure(data: Path, tmp_path: Path, isolated: None) -> None:
+    out, deep = tmp_path / "out", CONFIG["methods"][-1]
+    run(data, out, config=part("one", "none", deep, records="0:2"))
+    result = run(data, out, config=part("two", "none", "retrieval"))
+    assert result == read(out / "bench.json")
+    assert [cell["name"] for cell in result["cells"]] == ["one--none", "two--none", "two--retrieval"]
+    assert [cell["name"] for cell in result["refused"]] == ["one--too-deep--by-2--seed-0"]
+    assert {name: len(edits["ids"]) for name, edits in result["edits"].items()} == {"one": 2, "two": 4}
+    assert [row["name"] for row in result["settings"]["data"]] == ["one", "two"]
+    assert [row["label"] for row in result["settings"]["methods"]] == ["none", "too-deep", "retrieval"]
+    assert list(read_result(out).by_data()) == ["one", "two"]
+
+    (out / "cells" / "two--none.json").unlink()
+    result = run(data, out, config=part("one", "none", records="0:2"))
+    assert [cell["name"] for cell in result["cells"]] == ["two--retrieval", "one--none"]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({**part("two", "none"), "evaluate": {**CONFIG["evaluate"], "probe_tokens": 5}}, "table evaluate"),
+        ({**part("two", "none"), "text": "edits.jsonl"}, "text"),
+        (part("one", "retrieval", records="1:2"), "one"),
+        (part("one", "retrieval", records="0:2", format="qa"), "one"),
+        (part("two", {"method": "retrieval", "label": "none"}), "none"),
+    ],
+)
+def test_what_does_not_belong_into_one_table_is_refused_before_anything_is_measured(
+    data: Path, tmp_path: Path, isolated: None, other: dict[str, Any], said: str
+) -> None:
+    run(data, tmp_path, config=part("one", "none", records="0:2"))
+    before = (tmp_path / "bench.json").read_bytes()
+    with pytest.raises(ConfigError, match=rf"bench\.json holds cells of another {said}\."):
+        run(data, tmp_path, config=other)
+    assert [path.name for path in (tmp_path / "cells").iterdir()] == ["one--none.json"]
+    assert (tmp_path / "bench.json").read_bytes() == before
+
+
+def test_a_pack_that_a_resumed_run_finished_has_no_seconds(data: Path, tmp_path: Path, isolated: None) -> None:
+    config = {**part("edits", CONFIG["methods"][2]), "data": [{**CONFIG["data"][0], "together": [2]}]}
+    begun = tmp_path / "cells" / ".edits--finetune--by-2--seed-0.unfinished" / "0001.resume"
+    begun.mkdir(parents=True)
+    (begun / "of an earlier run").touch()
+    (cell,) = run(data, tmp_path, config=config)["cells"]
+    kept = read(tmp_path / "cells" / f"{cell['name']}.json")
+    assert kept["seconds"][1] == {}
+    assert cell["seconds"]["per_edit"] == pytest.approx(
+        sum(value for stage, value in kept["seconds"][0].items() if stage != "statistics") / 2, abs=1e-4
+    )
+
+
+def test_packs_that_an_earlier_run_did_not_keep_are_told(data: Path, tmp_path: Path, isolated: None) -> None:
+    config = {**part("edits", "none", CONFIG["methods"][2]), "data": [{**CONFIG["data"][0], "together": [4]}]}
+    run(data, tmp_path, config=config)
+    with pytest.warns(HfEditWarning, match=r"not computed again: edits--finetune--by-4--seed-0\. Delete"):
+        run(data, tmp_path, keep_packs=True, config=config)
+    (tmp_path / "cells" / "edits--finetune--by-4--seed-0.json").unlink()
+    run(data, tmp_path, keep_packs=True, config=config)
+    run(data, tmp_path, keep_packs=True, config=config)
+
+
+def test_a_cell_that_cannot_be_summed_up_is_not_kept(
+    data: Path, tmp_path: Path, isolated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice(found: list[Evaluation], *_: Any) -> Evaluation:
+        return dataclasses.replace(found[0], metrics=found[0].metrics * 2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_edit.bench.cells.pooled", twice)
+        (refused,) = run(data, tmp_path, config=part("edits", "none"))["refused"]
+    assert "a metric stands twice" in refused["refused"]
+    assert [cell["name"] for cell in run(data, tmp_path, config=part("edits", "none"))["cells"]] == ["edits--none"]
+
+
+def run_shared(data: Path, out: Path) -> None:
+    """In each of several processes."""
+    os.environ["HF_EDIT_CACHE"] = str(out / "cache")
+    result = run(data, out, config=part("edits", "none", "in-context", CONFIG["methods"][-1]))
+    (out / f"told-{os.environ['RANK']}.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+def test_several_processes_share_the_cells(data: Path, out: Path, tmp_path: Path) -> None:
+    launched(run_shared, data, tmp_path)
+    result = read(tmp_path / "bench.json")
+    assert read(tmp_path / "told-0.json") == read(tmp_path / "told-1.json") == result
+    assert {cell["environment"]["hardware"]["processes"] for cell in result["cells"]} == {2}
+    alone = {cell["name"]: cell for cell in read(out / "bench.json")["cells"]}
+    assert len(result["cells"]) == 2 and len(result["refused"]) == 2
+    for cell in result["cells"]:
+        assert cell["metrics"] == alone[cell["name"]]["metrics"]

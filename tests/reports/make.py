@@ -6,6 +6,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from hf_edit.bench.cells import FORMAT_VERSION
+
 
 HOSTILE = "<script>alert('x')</script> & \u202egnp.exe"
 METRICS = (
@@ -34,7 +36,7 @@ def bench_json(
         for size in ((None,) if method in BASELINES else together)
     ]
     return {
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "settings": {"methods": list(methods), "note": HOSTILE},
         "base": {
             "id": "tiny/base",
@@ -44,7 +46,6 @@ def bench_json(
             "hidden_size": 576,
             "parameters": 134_515_008,
         },
-        "environment": {"python": "3.11", "processor": "a processor", "threads": 1, "processes": 1},
         "edits": {one: {"ids": ["e0"], "sha256": "0" * 64} for one in data},
         "cells": cells,
         "refused": [{"name": "zsre--unke--by-1--seed-0", "refused": f"No edits of {HOSTILE}."}],
@@ -109,7 +110,13 @@ def _cell(draw: random.Random, data: str, method: str, size: int | None, questio
             }
         ],
         "protocol": {"format": "chat", "edits": {"count": n, "sha256": "0" * 64}},
-        "environment": {"versions": {"torch": "2.0"}, "dtype": "float32", "device": "cpu", "seed": 0},
+        "environment": {
+            "versions": {"torch": "2.0"},
+            "dtype": "float32",
+            "device": "cpu",
+            "seed": 0,
+            "hardware": {"python": "3.11", "processor": "a processor", "threads": 1, "processes": 1},
+        },
         "seconds": {"evaluation": 9.5}
         if baseline
         else {"per_edit": 40 * draw.random(), "statistics": 0.0, "evaluation": 9.5},

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from hf_edit.errors import ConfigError
+from hf_edit.reports import tables
 from hf_edit.reports.pictures import PICTURES, drawn
 from hf_edit.reports.result import Result, read_result
 from tests.reports.make import bench_json
@@ -73,6 +74,18 @@ def test_both_kinds_of_files_can_be_written_and_are_the_same_again(tmp_path: Pat
     assert drawn(result, "svg") == svg
 
 
+def test_costs_of_a_resumed_pack_lack_its_seconds(tmp_path: Path) -> None:
+    value = bench_json()
+    resumed = value["cells"][-1]
+    del resumed["seconds"]["per_edit"]
+    result = result_of(tmp_path, value)
+    seconds, memory, _ = PICTURES["costs"](result).axes
+    assert len(seconds.lines) == len(memory.lines) - 1
+    columns, lines = tables.costs(result.cells)
+    shown = {line[0]: line[columns.index("s per edit")] for line in lines}
+    assert [name for name, text in shown.items() if not text] == [f"{resumed['method']} x{resumed['together']}"]
+
+
 def test_pictures_without_anything_in_them_are_left_out(tmp_path: Path) -> None:
     assert drawn(result_of(tmp_path, bench_json(methods=("none",))), "png") == {}
 
@@ -88,8 +101,8 @@ def test_matplotlib_may_be_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ("content", "said"),
     [
         (b"{", "is not valid JSON"),
-        (b'{"format_version": 2}', "format version 2"),
-        (b'{"format_version": 1}', "the field 'settings' is missing"),
+        (b'{"format_version": 1}', "format version 1"),
+        (b'{"format_version": 2}', "the field 'settings' is missing"),
     ],
 )
 def test_a_file_that_is_no_bench(tmp_path: Path, content: bytes, said: str) -> None:
