@@ -15,6 +15,8 @@ from hf_edit.evaluation.subject import Question, Subject, Task
 SHORT = 12
 """Words of a target that fits into a question about it."""
 YES, NO = frozenset({"yes"}), frozenset({"no", "not"})
+CONTRACTED = "t"
+"""What is left of the not in isn't: alone it says nothing, as in "I don't know", and it turns what follows round."""
 RIGHT, WRONG = frozenset({"true", "correct", "right"}), frozenset({"false", "incorrect", "wrong"})
 
 
@@ -64,12 +66,14 @@ class FactCheck(Evaluator):
 
 def verdict(answer: str, claim: str = "right") -> str | None:
     """`yes` or `no` to whether something is right, or wrong, whichever the answer says first; None if neither."""
-    agreeing, denying = (RIGHT, WRONG) if claim == "right" else (WRONG, RIGHT)
+    agreeing = RIGHT if claim == "right" else WRONG
+    denied = False
     for word in normalised(answer).split():
-        if word in YES | agreeing:
-            return "yes"
-        if word in NO | denying:
-            return "no"
+        if word in YES | NO:
+            return "yes" if word in YES else "no"
+        if word in RIGHT | WRONG:
+            return "yes" if (word in agreeing) != denied else "no"
+        denied |= word == CONTRACTED
     return None
 
 
