@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from hf_edit.datasets import akew, counterfact, editeverything, fever, mquake, ripple, unke, zsre
-from hf_edit.datasets.records import Case
+from hf_edit.datasets.records import Case, check_limit
 from hf_edit.edits import EditSet
 from hf_edit.errors import ConfigError
 
@@ -42,6 +42,7 @@ def read_cases(path: str | os.PathLike[str], layout: str, limit: int | None = No
         ConfigError: the layout is unknown, or the limit is below 1.
         InvalidEditError: the file cannot be read as edits.
     """
+    check_limit(limit)
     if layout not in FORMATS:
         raise ConfigError(f"The layout of edits {layout!r} is unknown.", f"Use one of {', '.join(FORMATS)}.")
     return FORMATS[layout](path, limit)

@@ -62,6 +62,12 @@ def test_mquake_as_short_facts_has_hops(tmp_path: Path) -> None:
     assert two.hops == []
 
 
+@pytest.mark.parametrize("layout", FORMATS)
+def test_a_limit_below_one_is_told(tmp_path: Path, layout: str) -> None:
+    with pytest.raises(ConfigError, match="limit of edits is -1"):
+        read_cases(tmp_path / "never opened", layout, limit=-1)
+
+
 def test_the_limit_holds_and_an_unknown_layout_is_told(tmp_path: Path) -> None:
     path = tmp_path / "edits.jsonl"
     path.write_text('{"prompt": "a?", "target": "b"}\n{"prompt": "c?", "target": "d"}\n', encoding="utf-8")
