@@ -63,7 +63,8 @@ def bench(
     goes on where it stopped when the same command is given again. `accelerate launch` shares the cells.
     """
     from hf_edit.bench.config import BenchConfig
-    from hf_edit.bench.run import RESULT, run_bench
+    from hf_edit.bench.results import RESULT
+    from hf_edit.bench.run import run_bench
     from hf_edit.models.loading import load_model
     from hf_edit.reports.result import read_result
 
@@ -105,16 +106,20 @@ def _overridden(values: dict[str, Any], for_all: dict[str, Any]) -> dict[str, An
 
 
 def _methods(names: Iterable[str], values: dict[str, Any]) -> list[Any]:
-    """Rows of the file by their labels; what has none is a method."""
-    labelled = {one["label"]: one for one in _tables(values, "methods") if "label" in one}
+    """Rows of the file by their labels; what is none of these is a method."""
+    from hf_edit.bench.config import Method
+
+    labelled = {Method.of(one).label: one for one in _tables(values, "methods")}
     return [labelled.get(name, name) for name in names]
 
 
 def _data(text: str, values: dict[str, Any]) -> dict[str, Any]:
+    from hf_edit.bench.config import Data
+
     layout, equals, file = text.partition("=")
     if layout and equals and file:
         return {"layout": layout, "file": file}
-    named = {one["name"]: one for one in _tables(values, "data") if "name" in one}
+    named = {Data.of(one).name: one for one in _tables(values, "data")}
     if text not in named:
         known = f" The file's own: {', '.join(named)}." if named else ""
         raise ConfigError(

@@ -70,6 +70,21 @@ def test_rows_and_data_of_the_file_are_chosen_by_name(
     failed(hf_edit(*common, "--data", "three"), "The file's own: one, two")
 
 
+def test_rows_without_a_name_are_chosen_by_the_one_that_they_get(
+    hf_edit: Command, base: Path, edits: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "bench.toml"
+    file.write_text(
+        'methods = ["none", { method = "emsedit", settings = { layers = [99] } }]\n'
+        '[evaluate]\nevaluators = ["reliability"]\nformat = "plain"\n'
+        f'[[data]]\nfile = "{edits}"\n[[data]]\nfile = "nowhere.jsonl"\n'
+    )
+    common = ("bench", file, "--model", base, "--out", tmp_path / "out", "--json")
+    result = json.loads(hf_edit(*common, "--data", "edits", "--methods", "emsedit").stdout)
+    assert result["settings"]["methods"][0]["settings"] == {"layers": [99]}
+    assert [cell["name"] for cell in result["refused"]] == ["edits--emsedit--by-3--seed-0"]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
