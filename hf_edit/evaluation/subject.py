@@ -24,8 +24,8 @@ from hf_edit.prompting import Encoded, PromptFormat
 
 T = TypeVar("T")
 
-Context = Callable[[Prompt], Prompt]
-"""Puts what is to be read in front of a question."""
+Context = Callable[[Prompt, str | None], Prompt]
+"""Puts what is to be read in front of a question, given the id of the edit that it belongs to, if to one."""
 
 
 @dataclass(frozen=True)
@@ -110,17 +110,17 @@ class Subject:
         self.view, self.task = view, task
         self._context, self._recall, self._edited = context, recall, edited
         self._answers: dict[tuple[str, str, int], Answer] = {}
-        self.asked: dict[tuple[str, str | None, str], tuple[Question, str]] = {}
-        """Every question so far, in order, with its answer."""
+        self.asked: dict[tuple[str, str | None, str, int], tuple[Question, str]] = {}
+        """Every question so far, in order, with its answer; twice where it was asked with two limits."""
 
     @property
     def model(self) -> PreTrainedModel:
         """The model itself."""
         return self.view.model
 
-    def put(self, prompt: Prompt) -> Prompt:
-        """The question as this model gets it."""
-        return self._context(prompt) if self._context else prompt
+    def put(self, prompt: Prompt, edit: str | None) -> Prompt:
+        """The question as this model gets it; `edit` is the id of the one that it belongs to, if to one."""
+        return self._context(prompt, edit) if self._context else prompt
 
     def once(self, key: Hashable, ask: Callable[[], T]) -> T:
         """What asking the model finds; remembered under that key, which says all that is asked."""
@@ -133,17 +133,24 @@ class Subject:
             ConfigError: a question leaves no room for an answer in the model's context.
         """
         prompts = prompts or self.task.prompts
-        keys = [(prompts.name, prompt_key(question.prompt), limit) for question in questions]
-        new = {key: question for key, question in zip(keys, questions, strict=True) if key not in self._answers}
+        put = [self.put(question.prompt, question.edit) for question in questions]
+        keys = [(prompts.name, prompt_key(prompt), limit) for prompt in put]
+        new = {
+            key: (prompt, question.taught)
+            for key, prompt, question in zip(keys, put, questions, strict=True)
+            if key not in self._answers
+        }
         for part in batched(list(new.items()), self.task.config.batch):
-            rows = tuple(prompts.prompt_ids(self.put(question.prompt)) for _, question in part)
+            rows = tuple(prompts.prompt_ids(prompt) for _, (prompt, _) in part)
             room = room_for_answers(rows, limit, self.view.max_length)
-            drafts = [self._draft(question, prompts) for _, question in part]
+            drafts = [self._draft(prompt, taught, prompts) for _, (prompt, taught) in part]
             for (key, _), ids in zip(part, self._continued(rows, drafts, prompts.stop_ids, room), strict=True):
                 self._answers[key] = Answer(prompts.decode(ids), tuple(ids), len(ids) < room)
-        for key, question in zip(keys, questions, strict=True):
-            self.asked.setdefault((question.kind, question.edit, key[1]), (question, self._answers[key].text))
-        return [self._answers[key] for key in keys]
+        answers = [self._answers[key] for key in keys]
+        for question, answer in zip(questions, answers, strict=True):
+            asked = (question.kind, question.edit, prompt_key(question.prompt), limit)
+            self.asked.setdefault(asked, (question, answer.text))
+        return answers
 
     def own(self) -> Iterator[tuple[Edit, Answer]]:
         """Every edit with the answer to its own question."""
@@ -191,19 +198,19 @@ class Subject:
 
         return self.once(("continuations", rows, stop_ids, limit), ask)
 
-    def _draft(self, question: Question, prompts: PromptFormat) -> tuple[int, ...]:
+    def _draft(self, prompt: Prompt, taught: str | None, prompts: PromptFormat) -> tuple[int, ...]:
         """What was taught, as ids; none of questions that are not to change.
 
         Their answers from before the edit do not pay as drafts, in batches on a CPU: most part from them half way.
         """
-        if not self._edited or question.taught is None:
+        if not self._edited or taught is None:
             return ()
-        return prompts.encode(self.put(question.prompt), question.taught).answer_ids
+        return prompts.encode(prompt, taught).answer_ids
 
     def _put(self, edit: Edit) -> Edit:
         return replace(
             edit,
-            prompt=self.put(edit.prompt),
-            paraphrases=tuple(self.put(prompt) for prompt in edit.paraphrases),
-            locality=tuple(replace(probe, prompt=self.put(probe.prompt)) for probe in edit.locality),
+            prompt=self.put(edit.prompt, edit.id),
+            paraphrases=tuple(self.put(prompt, edit.id) for prompt in edit.paraphrases),
+            locality=tuple(replace(probe, prompt=self.put(probe.prompt, edit.id)) for probe in edit.locality),
         )

@@ -26,21 +26,22 @@ def questions(tmp_path: Path, *records: dict[str, Any], **settings: Any) -> Ques
 
 def test_in_context_tells_each_question_its_own_fact(tmp_path: Path) -> None:
     put = in_context(questions(tmp_path, ZSRE, BAY))
-    assert put("And Glass Bay?") == "And Glass Bay? Sudland.\nAnd Glass Bay?"
-    assert put(BAY["rephrase"]).startswith("And Glass Bay? Sudland.\n")
+    assert put("And Glass Bay?", "zsre-1") == "And Glass Bay? Sudland.\nAnd Glass Bay?"
     chat = (Message("system", "Be kind."), Message("user", "And Glass Bay?"))
-    assert put(chat)[0] == chat[0]
+    assert put(chat, "zsre-1")[0] == chat[0]
+    check = 'The answer to the question "Which country is Glass Harbour in?" is "Sudland". Is this right?'
+    assert put(check, "zsre-1") == f"And Glass Bay? Sudland.\n{check}"
 
 
 def test_in_context_tells_other_questions_the_nearest_fact(tmp_path: Path) -> None:
     put = in_context(questions(tmp_path, ZSRE, BAY))
-    assert str(put("Glass Bay, is it Sudland?")).startswith("And Glass Bay?")
+    assert str(put("Glass Bay, is it Sudland?", None)).startswith("And Glass Bay?")
 
 
 def test_retrieval_may_tell_the_wrong_fact(tmp_path: Path) -> None:
     put = retrieval(questions(tmp_path, ZSRE, BAY))
-    assert str(put("And Glass Bay?")).startswith("And Glass Bay? Sudland.")
-    assert str(put("Which country is the bay in?")).startswith("Which country is Glass Harbour in? Norland.")
+    assert str(put("And Glass Bay?", "zsre-1")).startswith("And Glass Bay? Sudland.")
+    assert str(put("Which country is the bay in?", "zsre-1")).startswith("Which country is Glass Harbour in? Norland.")
 
 
 def test_facts_are_told_as_the_data_tells_them_and_hops_get_theirs(tmp_path: Path) -> None:
@@ -48,7 +49,7 @@ def test_facts_are_told_as_the_data_tells_them_and_hops_get_theirs(tmp_path: Pat
     asked = questions(tmp_path, record, layout="mquake-facts")
     put = in_context(asked)
     assert asked.material.old_answers == {"mquake-3": "Nobody"}
-    assert all(str(put(hop)).startswith("Odo Lamm did.\n") for hop in MQUAKE["questions"])
+    assert all(str(put(hop, "mquake-3")).startswith("Odo Lamm did.\n") for hop in MQUAKE["questions"])
 
 
 def test_strangers_are_of_the_same_kind_and_not_edited(tmp_path: Path) -> None:

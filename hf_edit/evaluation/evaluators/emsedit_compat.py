@@ -48,10 +48,10 @@ class EMSEditCompat(Evaluator):
         edits, old = subject.task.edits, subject.task.material.old_answers
         known = all(edit.id in old for edit in edits)
         asked: dict[str, list[tuple[Prompt, str, str | None]]] = {
-            "es": [(e.prompt, e.target, old.get(e.id)) for e in edits],
-            "gs": [(e.paraphrases[0], e.target, old.get(e.id)) for e in edits if e.paraphrases],
+            "es": [(subject.put(e.prompt, e.id), e.target, old.get(e.id)) for e in edits],
+            "gs": [(subject.put(e.paraphrases[0], e.id), e.target, old.get(e.id)) for e in edits if e.paraphrases],
             "ls": [
-                (probe.prompt, probe.answer, e.target)
+                (subject.put(probe.prompt, e.id), probe.answer, e.target)
                 for e in edits
                 for probe in e.locality[:1]
                 if probe.answer is not None
@@ -69,10 +69,9 @@ class EMSEditCompat(Evaluator):
 def _wins(subject: Subject, asked: Sequence[tuple[Prompt, str, str | None]]) -> list[float]:
     """Per question with its answer, and with the other one where they are compared, the share of tokens that win."""
     prompts = subject.task.prompts
-    texts = tuple(prompts.encode(subject.put(question), answer) for question, answer, _ in asked)
+    texts = tuple(prompts.encode(question, answer) for question, answer, _ in asked)
     others = tuple(
-        None if other is None else prompts.encode(subject.put(question), other).answer_ids[:-1]
-        for question, _, other in asked
+        None if other is None else prompts.encode(question, other).answer_ids[:-1] for question, _, other in asked
     )
     widest = max(len(ids or ()) for ids in others)
 

@@ -81,7 +81,7 @@ class Held(Evaluator):
         own = [
             Encoded((*ids, *text.answer_ids), len(ids))
             for question, text in zip(base.followed, base.texts, strict=True)
-            for ids in [prompts.prompt_ids(subject.put(question.prompt))]
+            for ids in [prompts.prompt_ids(subject.put(question.prompt, question.edit))]
         ]
         pairs = list(zip(base.log_probs, subject.distributions(own), strict=True))
         return Observed(
@@ -103,6 +103,6 @@ def by_edit(questions: Sequence[Question], scores: Sequence[float]) -> list[floa
 
 def _text(subject: Subject, prompts: PromptFormat, question: Question, answer: Answer) -> Encoded:
     """The question with the beginning of its answer; where the model stopped within it, its end too."""
-    asked, most = prompts.prompt_ids(subject.put(question.prompt)), subject.task.config.drift_tokens
+    asked, most = prompts.prompt_ids(subject.put(question.prompt, question.edit)), subject.task.config.drift_tokens
     ends = (prompts.end_id,) if answer.stopped else ()
     return Encoded((*asked, *(*answer.ids, *ends)[:most]), len(asked))

@@ -70,7 +70,7 @@ def test_a_context_in_front_of_the_question_is_scored_along_the_same_answer() ->
     asked = task([BARE], Material(strangers=("Who wrote it?",), unrelated=()))
     model = EditableModel.of(tiny_model())
     before = observed(Strangers(), Subject(model, asked))
-    told = scores(Strangers(), Subject(model, asked, lambda prompt: f"Lazy dog. {prompt}"), before)
+    told = scores(Strangers(), Subject(model, asked, lambda prompt, _: f"Lazy dog. {prompt}"), before)
     assert told["kl"][0] > 1e-3
 
 
