@@ -24,6 +24,7 @@ from hf_edit.errors import ComputationError, ConfigError
 from hf_edit.evaluation.config import EvaluateConfig, Material
 from hf_edit.evaluation.evaluators import chosen
 from hf_edit.evaluation.evaluators.base import About, Evaluator, Observed
+from hf_edit.evaluation.evaluators.perplexity import Perplexity, stretches
 from hf_edit.evaluation.figures import figure
 from hf_edit.evaluation.interference import attached
 from hf_edit.evaluation.recall import Recall
@@ -102,7 +103,7 @@ def evaluate(
         pack=None if pack is None else factors_digest(pack.deltas),
         metrics=tuple(_metrics(evaluators, before, after, settings.seed)),
         generations=tuple(_generations(before, after)),
-        protocol=_protocol(task, evaluators, asked, context is not None),
+        protocol=_protocol(task, evaluators, asked, context is not None, view.max_length),
         environment=environment,
         seconds={"base": before.seconds, **({} if after is None else {"edited": after.seconds})},
     )
@@ -177,12 +178,18 @@ def _prompts(pack: EditPack | None, config: EvaluateConfig, tokenizer: PreTraine
     return PromptFormat.of(config.format, tokenizer)
 
 
-def _protocol(task: Task, evaluators: Sequence[Evaluator], edits: EditSet, context: bool) -> dict[str, Any]:
-    """How it was asked, as JSON, without paths."""
-    config, text = task.config, task.material.text
-    scored = min(config.perplexity_tokens, len(task.prompts.text_ids(text))) if text else 0
+def _protocol(
+    task: Task, evaluators: Sequence[Evaluator], edits: EditSet, context: bool, length: int | None
+) -> dict[str, Any]:
+    """How it was asked, as JSON, without paths.
+
+    Args:
+        length: of the model's context.
+    """
+    config, names = task.config, [one.name for one in evaluators]
+    text = task.material.text if Perplexity.name in names else None
     return {
-        "evaluators": [one.name for one in evaluators],
+        "evaluators": names,
         "edits": {"count": len(edits), "sha256": sha256(edits.dumps().encode()).hexdigest()},
         "format": task.prompts.name,
         "decoding": "greedy, natural stop",
@@ -192,7 +199,9 @@ def _protocol(task: Task, evaluators: Sequence[Evaluator], edits: EditSet, conte
         "strangers": "given" if task.material.strangers else "invented by the base",
         "unrelated": len(task.material.unrelated),
         "context": context,
-        "text": {"sha256": sha256(text.encode()).hexdigest(), "tokens": scored} if text else None,
+        "text": {"sha256": sha256(text.encode()).hexdigest(), "tokens": len(stretches(task, length)[0])}
+        if text
+        else None,
         "encoders": {
             "bertscore": _named(config.bertscore_model, config.bertscore_layer),
             "sentence": _named(config.sentence_model, -1),

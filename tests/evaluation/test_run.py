@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 import hf_edit
 from hf_edit import EditPack, EditSet, EvaluateConfig, Evaluation, Material
-from hf_edit.edits import Edit, Message, Probe
+from hf_edit.edits import Edit, Message, Probe, Prompt, question_of
 from hf_edit.errors import BaseMismatchError, ComputationError, ConfigError, InvalidEditError
 from hf_edit.evaluation.answers import greedy_answers
 from hf_edit.evaluation.evaluators import EVALUATORS
@@ -115,13 +115,38 @@ def test_without_a_pack_the_model_is_measured_as_it_stands() -> None:
 
 def test_a_context_instead_of_a_pack(monkeypatch: pytest.MonkeyPatch) -> None:
     told = "Tarvello made the lamp."
-    evaluation = quick(tiny_model(), edits=EDITS, context=lambda prompt: preceded(prompt, told))
+    evaluation = quick(tiny_model(), edits=EDITS, context=lambda prompt, _: preceded(prompt, told))
     assert evaluation.pack is None and evaluation.protocol["context"] is True
     prompts = PromptFormat.of("chat", tiny_tokenizer())
     (lamp,) = (one for one in evaluation.generations if (one.kind, one.edit) == ("prompt", "lamp"))
     assert lamp.prompt == "Who made the lamp?"
     expected = greedy_answers(tiny_model(), prompts, [f"{told}\nWho made the lamp?"], 10)
     assert [lamp.after] == expected != [lamp.before]
+
+
+def test_a_context_is_told_whose_questions_it_precedes() -> None:
+    whose: dict[str, set[str | None]] = {}
+
+    def context(prompt: Prompt, edit: str | None) -> Prompt:
+        whose.setdefault(question_of(prompt), set()).add(edit)
+        return prompt
+
+    quick(tiny_model(), edits=EDITS, context=context)
+    assert {edit for question, edits in whose.items() if "Tarvello made it." in question for edit in edits} == {
+        "lamp",
+        "bridge",  # as the answer that is not its own
+    }
+    assert [edits for question, edits in whose.items() if question.endswith("Who made the lamp?")] == [{"lamp"}] * 2
+    assert all(whose[question] == {None} for question in FEW.unrelated)
+
+
+def test_the_text_is_recorded_as_far_as_it_is_scored() -> None:
+    text = "The quick brown fox jumps over the lazy dog. " * 60
+    material, config = replace(FEW, text=text), replace(QUICK, evaluators=("perplexity",), perplexity_tokens=600)
+    found = quick(tiny_model(), edits=EDITS, material=material, config=config)
+    assert found["perplexity.text"].figure.n == 2 and found.protocol["text"]["tokens"] == 512  # of a context of 256
+    other = quick(tiny_model(), edits=EDITS, material=material, config=replace(config, evaluators=("reliability",)))
+    assert other.protocol["text"] is None
 
 
 class Counting:

@@ -28,10 +28,22 @@ class Perplexity(Evaluator):
 
     def observe(self, subject: Subject, before: Observed | None) -> Observed:
         del before
-        task = subject.task
-        ids = task.prompts.text_ids(task.material.text or "")[: task.config.perplexity_tokens]
-        length = min(SEQUENCE, subject.view.max_length or SEQUENCE, len(ids))
-        if length < 2:
-            raise ConfigError(f"The text for perplexity has {len(ids)} tokens.", "Give a longer one.")
+        ids, length = stretches(subject.task, subject.view.max_length)
         losses = subject.once(("losses", ids, length), lambda: sequence_losses(subject.model, ids, length))
         return Observed({"text": losses})
+
+
+def stretches(task: Task, context: int | None) -> tuple[tuple[int, ...], int]:
+    """The tokens of the text that are scored, and how many of them are run together.
+
+    Args:
+        context: the model's.
+
+    Raises:
+        ConfigError: the text has a token at most.
+    """
+    ids = task.prompts.text_ids(task.material.text or "")[: task.config.perplexity_tokens]
+    length = min(SEQUENCE, context or SEQUENCE, len(ids))
+    if length < 2:
+        raise ConfigError(f"The text for perplexity has {len(ids)} tokens.", "Give a longer one.")
+    return ids[: len(ids) // length * length], length
