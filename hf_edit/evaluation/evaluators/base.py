@@ -81,9 +81,9 @@ class Evaluator(ABC):
             raise ConfigError(f"Nothing to ask for the evaluator {self.name!r}.", f"It needs {self.needs}.")
 
 
-def averaged(answers: Iterable[Answer], score: Callable[[str], Mapping[str, float]]) -> dict[str, float]:
+def averaged(answers: Iterable[Answer], score: Callable[[Answer], Mapping[str, float]]) -> dict[str, float]:
     """The mean of each score over answers."""
-    rows = [score(answer.text) for answer in answers]
+    rows = [score(answer) for answer in answers]
     return {name: fmean(row[name] for row in rows) for name in rows[0]}
 
 

@@ -36,7 +36,7 @@ class Distraction(Evaluator):
         ]
         answers = subject.answers(questions, task.max_new_tokens)
         scored = zip(answers, questions, strict=True)
-        return Observed(columns(text_scores(answer.text, asked.accepted) for answer, asked in scored), sentences)
+        return Observed(columns(text_scores(answer, asked.accepted) for answer, asked in scored), sentences)
 
 
 def _sentences(subject: Subject) -> list[str]:

@@ -22,7 +22,7 @@ class Paraphrase(Evaluator):
         accepted = subject.task.material.accepted
         return Observed(
             columns(
-                averaged(answers, lambda text, edit=edit: text_scores(text, accepted(edit.target, edit.id)))  # type: ignore[misc]
+                averaged(answers, lambda answer, edit=edit: text_scores(answer, accepted(edit.target, edit.id)))  # type: ignore[misc]
                 for edit, answers in subject.reworded()
             )
         )

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 from hf_edit.evaluation.evaluators.base import About, Evaluator, Observed, columns
 from hf_edit.evaluation.scores import contains, exact, normalised_exact, token_f1
-from hf_edit.evaluation.subject import Subject, Task
+from hf_edit.evaluation.subject import Answer, Subject, Task
 
 
-def text_scores(answer: str, accepted: Sequence[str]) -> dict[str, float]:
+def text_scores(answer: Answer, accepted: Sequence[str]) -> dict[str, float]:
     """A free answer against what counts as right, of which the first is the answer that was taught."""
     return {
-        "exact": float(exact(answer, accepted[0])),
-        "normalised": float(normalised_exact(answer, accepted)),
-        "contains": float(contains(answer, accepted)),
-        "f1": token_f1(answer, accepted),
+        "exact": float(answer.stopped and exact(answer.text, accepted[0])),
+        "normalised": float(answer.stopped and normalised_exact(answer.text, accepted)),
+        "contains": float(contains(answer.text, accepted)),
+        "f1": token_f1(answer.text, accepted),
     }
 
 
@@ -52,7 +52,7 @@ class Reliability(Evaluator):
         return Observed(
             columns(
                 {
-                    **text_scores(answer.text, subject.task.material.accepted(edit.target, edit.id)),
+                    **text_scores(answer, subject.task.material.accepted(edit.target, edit.id)),
                     "stops": float(answer.stopped),
                 }
                 for edit, answer in subject.own()

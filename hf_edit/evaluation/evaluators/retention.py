@@ -26,7 +26,7 @@ class Retention(Evaluator):
     def observe(self, subject: Subject, before: Observed | None) -> Observed:
         del before
         count, accepted = subject.task.config.retention, subject.task.material.accepted
-        rows = [text_scores(answer.text, accepted(edit.target, edit.id)) for edit, answer in subject.own()]
+        rows = [text_scores(answer, accepted(edit.target, edit.id)) for edit, answer in subject.own()]
         ends = {"first": rows[:count], "last": rows[-count:]}
         return Observed(
             {f"{which}_{s}": [row[s] for row in some] for which, some in ends.items() for s in ("exact", "contains")}

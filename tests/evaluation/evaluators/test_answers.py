@@ -15,7 +15,7 @@ from hf_edit.evaluation.evaluators.portability import MultiHop, Portability
 from hf_edit.evaluation.evaluators.reliability import Reliability, text_scores
 from hf_edit.evaluation.evaluators.retention import Retention
 from hf_edit.evaluation.hops import Hop
-from hf_edit.evaluation.subject import Question
+from hf_edit.evaluation.subject import Answer, Question
 from tests.evaluation.evaluators.asking import saying, scores, task
 
 
@@ -41,7 +41,7 @@ def test_reliability_speaks_freely_and_stops() -> None:
 def test_an_answer_that_does_not_end_is_not_the_answer() -> None:
     subject = saying(task([TWO], max_new_tokens=2), [("Paris", "x y z")])
     found = scores(Reliability(), subject)
-    assert found["stops"] == [0] and found["contains"] == [1]
+    assert found["stops"] == found["exact"] == found["normalised"] == [0] and found["contains"] == [1]
 
 
 def test_the_limit_does_not_hang_on_one_target() -> None:
@@ -72,6 +72,13 @@ def test_questions_are_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_edit.evaluation.subject.continuations", None)
     assert subject.answers([Question("c", "Where")], 12) == first[:1]
     assert [question.kind for question, _ in subject.asked.values()] == ["a", "b", "c"]
+
+
+def test_answers_with_another_limit_are_kept_beside_the_first() -> None:
+    subject = saying(task([TWO]), [("Where", "is the dog")])
+    for limit in (1, 12):
+        subject.answers([Question("a", "Where")], limit)
+    assert [answer for _, answer in subject.asked.values()] == ["is", "is the dog"]
 
 
 def test_a_question_longer_than_the_context_is_refused() -> None:
@@ -146,7 +153,19 @@ def test_fact_checks_score_what_is_said_first() -> None:
 
 @pytest.mark.parametrize(
     ("answer", "said"),
-    [("Yes.", "yes"), ("No, yes", "no"), ("That is TRUE", "yes"), ("It is not.", "no"), ("Perhaps", None), ("", None)],
+    [
+        ("Yes.", "yes"),
+        ("No, yes", "no"),
+        ("That is TRUE", "yes"),
+        ("It is not.", "no"),
+        ("Perhaps", None),
+        ("", None),
+        ("That isn't right.", "no"),
+        ("I don\u2019t think that this is correct", "no"),
+        ("This isn't wrong", "yes"),
+        ("I don't know.", None),
+        ("I can't say. Yes", "yes"),
+    ],
 )
 def test_verdicts(answer: str, said: str | None) -> None:
     assert verdict(answer) == said
@@ -154,7 +173,14 @@ def test_verdicts(answer: str, said: str | None) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "said"),
-    [("That is incorrect.", "yes"), ("It is correct", "no"), ("No, it is wrong", "no"), ("It is not wrong", "no")],
+    [
+        ("That is incorrect.", "yes"),
+        ("It is correct", "no"),
+        ("No, it is wrong", "no"),
+        ("It is not wrong", "no"),
+        ("It isn't wrong", "no"),
+        ("It isn't right", "yes"),
+    ],
 )
 def test_verdicts_on_whether_something_is_wrong(answer: str, said: str) -> None:
     assert verdict(answer, "wrong") == said
@@ -170,4 +196,6 @@ def test_aliases_of_one_record_are_none_of_anothers() -> None:
 
 
 def test_scores_of_one_text() -> None:
-    assert text_scores("The dog.", ("dog", "cat")) == {"exact": 0, "normalised": 1, "contains": 1, "f1": 1}
+    whole, cut = (text_scores(Answer("The dog.", (), stopped), ("dog", "cat")) for stopped in (True, False))
+    assert whole == {"exact": 0, "normalised": 1, "contains": 1, "f1": 1}
+    assert cut == {**whole, "normalised": 0}
