@@ -63,20 +63,28 @@ def _observed(found: Mapping[str, Any]) -> Observed:
     scores: dict[str, Figure] = {}
     about: dict[str, About] = {}
     for task, results in found["results"].items():
-        n = int(found["n-samples"][task]["effective"])
+        leaves = _leaves(found, task)
+        n = sum(int(found["n-samples"][leaf]["effective"]) for leaf in leaves)
+        free = any(found["configs"].get(leaf, {}).get("output_type") == "generate_until" for leaf in leaves)
         for key, value in results.items():
             metric, comma, variant = key.partition(",")
             if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
                 continue
             name = f"{_plain(task)}.{_plain(metric)}" + ("" if variant == "none" else f".{_plain(variant)}")
             scores[name] = _figure(float(value), results.get(f"{metric}_stderr,{variant}"), n)
-            free = found["configs"].get(task, {}).get("output_type") == "generate_until"
             about[name] = About(
                 f"{metric} of the task {task} of lm-eval {needed('lm_eval', 'lm-eval', 'general').__version__}.",
                 FREE if free else FIXED,
                 bool(found["higher_is_better"].get(task, {}).get(metric, True)),
             )
     return Observed(scores, about=about)
+
+
+def _leaves(found: Mapping[str, Any], task: str) -> set[str]:
+    """The tasks of a group, through groups in it; itself of a task, as only tasks have records."""
+    if task in found["n-samples"]:
+        return {task}
+    return {leaf for part in found["group_subtasks"][task] for leaf in _leaves(found, part)}
 
 
 def _figure(value: float, error: Any, n: int) -> Figure:

@@ -28,7 +28,7 @@ from hf_edit.evaluation.intervals import estimate
 from hf_edit.evaluation.scores import bleu, rouge_l
 from hf_edit.evaluation.subject import Subject
 from hf_edit.models.editable import EditableModel
-from hf_edit.packs.evaluation import Figure
+from hf_edit.packs.evaluation import FIXED, FREE, Figure
 from hf_edit.prompting import PromptFormat
 from tests.evaluation.evaluators.asking import PLAIN, observed, saying, scores, task
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -211,12 +211,18 @@ RESULT = {
 }
 
 
-def test_general_ability_is_what_lm_eval_says(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> Harness:
+    """In place of lm-eval."""
     harness = Harness(RESULT)
     monkeypatch.setitem(sys.modules, "lm_eval", harness)
     monkeypatch.setitem(sys.modules, "lm_eval.models", ModuleType("lm_eval.models"))
     huggingface = SimpleNamespace(HFLM=lambda **given: given)
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", huggingface)  # type: ignore[arg-type]
+    return harness
+
+
+def test_general_ability_is_what_lm_eval_says(harness: Harness) -> None:
     subject = tiny(task(EDITS, tasks=("some-task",), task_limit=4))
     found = observed(General(), subject)
     accuracy = found.scores["some_task.acc"]
@@ -228,6 +234,29 @@ def test_general_ability_is_what_lm_eval_says(monkeypatch: pytest.MonkeyPatch) -
     harness.result = KeyError("some-task")
     with pytest.raises(ConfigError, match="could not run some-task"):
         observed(General(), subject)
+
+
+def test_a_group_has_the_records_of_its_tasks(harness: Harness) -> None:
+    harness.result = {
+        "results": {
+            "all": {"alias": "all", "acc,none": 0.5, "acc_stderr,none": 0.1},
+            "some": {"alias": " - some", " ": " "},
+            "one": {"alias": "  - one", "acc,none": 0.25},
+            "two": {"alias": " - two", "acc,none": 0.75},
+        },
+        "group_subtasks": {"all": ["some", "two"], "some": ["one"]},
+        "n-samples": {name: {"original": 9, "effective": n} for name, n in (("one", 4), ("two", 5))},
+        "higher_is_better": {},
+        "configs": {"one": {"output_type": "multiple_choice"}, "two": {"output_type": "generate_until"}},
+    }
+    found = observed(General(), tiny(task(EDITS, tasks=("all",))))
+    counts = {name: figure.n for name, figure in found.scores.items() if isinstance(figure, Figure)}
+    assert counts == {"all.acc": 9, "one.acc": 4, "two.acc": 5}
+    assert {name: about.protocol for name, about in found.about.items()} == {
+        "all.acc": FREE,
+        "one.acc": FIXED,
+        "two.acc": FREE,
+    }
 
 
 def test_general_ability_without_lm_eval_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
