@@ -158,19 +158,23 @@ def test_the_command_line_writes_and_prints_once(tmp_path: Path) -> None:
     Path(edits).write_text("".join(json.dumps(one.to_json()) + "\n" for one in EDITS))
     statistics = ["--set", "statistics.tokens=256", "--set", "statistics.conversations=2"]
     quick = ["--backend", "memit", "--set", "max_evaluations=2", "--no-answers", "--json", *statistics]
+    asked = ["--set", "max_new_tokens=4", "--set", "probe_tokens=4", "--set", "strangers=1"]
     lines = [
         ["stats", "collect", "--model", base, "--tokens", "256", "--conversations", "2", "--json"],
         ["apply", "--model", base, "--edits", edits, "--out", pack, "--method", "anyedit", *quick],
         ["apply", "--model", base, "--edits", edits, "--out", pack, "--method", "nonsense", *quick],
+        ["evaluate", pack, "--model", base, "--only", "reliability,strangers", *asked, "--save", "--json"],
     ]
     launched(commands, tmp_path, lines)
     first, second = (json.loads((tmp_path / f"told-{rank}.json").read_text()) for rank in (0, 1))
-    assert [code for code, _, _ in first] == [code for code, _, _ in second] == [0, 0, 2]
+    assert [code for code, _, _ in first] == [code for code, _, _ in second] == [0, 0, 2, 0]
+    assert "reliability.exact" in [metric["name"] for metric in json.loads(first[3][1])["metrics"]]
+    assert EditPack.from_pretrained(pack).evaluation is not None
     assert len(json.loads(first[0][1])["statistics"]) == 2
     assert len(json.loads(first[1][1])["edits"]) == len(EditPack.from_pretrained(pack).edits) == 3
     assert "note: " in first[1][2] and "targets 2/2" in first[1][2] and "error: " in first[2][2]
-    assert [stdout for _, stdout, _ in second] == ["", "", ""]
-    assert [stderr for _, _, stderr in second][:2] == ["", ""]
+    assert [stdout for _, stdout, _ in second] == ["", "", "", ""]
+    assert [stderr for _, _, stderr in second if not stderr.startswith("error: ")] == ["", "", ""]
     assert not (tmp_path / ".pack.resume").exists()
 
 

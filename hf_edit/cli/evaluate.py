@@ -17,6 +17,7 @@ from hf_edit.cli.output import print_facts, print_json, print_table
 from hf_edit.cli.packs import pack_at
 from hf_edit.cli.progress import Bars
 from hf_edit.errors import ConfigError, HfEditWarning
+from hf_edit.processes import alone, is_first
 
 
 if TYPE_CHECKING:
@@ -61,8 +62,11 @@ def evaluate(
     """Measure a model before and after a pack: by what it says on its own first of all.
 
     Questions are answered freely, greedily and to a natural stop: the edits' own and other wordings of them, what must
-    not change, and what follows from the edits. Every figure comes with a 95 % interval and its protocol.
+    not change, and what follows from the edits. Every figure comes with a 95 % interval and its protocol. Of several
+    processes the first evaluates alone.
     """
+    if not is_first():
+        return
     from hf_edit.datasets.formats import read_cases
     from hf_edit.datasets.records import edits_of
     from hf_edit.evaluation.config import EvaluateConfig, Material
@@ -86,8 +90,8 @@ def evaluate(
             "Leave out --edits and --limit, or --save; --out keeps the figures in a file.",
         )
     known = _completed(Material.of(cases), material, text)
-    base, tokenizer = load_model(model, dtype=dtype, device=device, revision=revision)
-    with Bars() as progress:
+    with alone(), Bars() as progress:
+        base, tokenizer = load_model(model, dtype=dtype, device=device, revision=revision)
         evaluation = evaluated(base, tokenizer, opened, asked, settings, material=known, progress=progress)
     if out is not None:
         out.write_text(json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
