@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -100,8 +101,9 @@ def test_opening_a_pack_that_does_not(brief_base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("opened", [0, 1])
+@pytest.mark.parametrize("as_json", [False, True])
 def test_the_demo_exits_as_the_opening_does(
-    hf_edit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: int
+    hf_edit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: int, as_json: bool
 ) -> None:
     calls: list[Any] = []
 
@@ -109,14 +111,20 @@ def test_the_demo_exits_as_the_opening_does(
         calls.append((base, len(edits)))
         return Applied(make_pack(out, size=1.0), out, 1.0, ["before"], ["after"])
 
-    def run(arguments: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+    def run(arguments: list[str], stdout: int | None, **_: Any) -> subprocess.CompletedProcess[str]:
         calls.append(arguments[1:])
-        return subprocess.CompletedProcess(arguments, opened)
+        return subprocess.CompletedProcess(arguments, opened, "1 of 1" if stdout == subprocess.PIPE else None)
 
     monkeypatch.setattr(loading, "export_embedded", lambda directory: directory)
     monkeypatch.setattr(command, "compute_pack", compute)
     monkeypatch.setattr(subprocess, "run", run)
-    result = hf_edit("demo", "--workdir", tmp_path)
+    result = hf_edit("demo", "--workdir", tmp_path, *(["--json"] if as_json else []))
     assert result.exit_code == opened
     assert calls == [(str(tmp_path / "base"), 3), [str(SCRIPT), str(tmp_path / "base"), str(tmp_path / "pack")]]
-    assert "before" in result.stdout and "after" in result.stdout
+    if as_json:
+        document = json.loads(result.stdout)
+        assert document["opened"] == {"holds": not opened, "said": "1 of 1"}
+        assert (document["edits"][0]["before"], document["edits"][0]["after"]) == ("before", "after")
+        assert "3  The pack" in result.stderr
+    else:
+        assert "before" in result.stdout and "after" in result.stdout
