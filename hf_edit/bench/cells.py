@@ -161,12 +161,12 @@ class Bench:
             part = self._read(path, key)
             if part is None:
                 inner = Silent() if len(groups) > 1 else Named(progress, cell.name)
-                part = kept(path, {"key": key, **self._part(cell, group, number, len(groups), inner)})
+                part = kept(path, {"key": key, **self._part(cell, group, number, inner)})
             if len(groups) > 1:
                 progress.step()
             yield part
 
-    def _part(self, cell: Cell, edits: EditSet, number: int, of: int, progress: Progress) -> dict[str, Any]:
+    def _part(self, cell: Cell, edits: EditSet, number: int, progress: Progress) -> dict[str, Any]:
         evaluation = self._evaluation(cell)
         view, questions = EditableModel.of(self.model), self.questions[cell.data.name]
         resumed = any(self._resumed(cell, number).glob("*"))
@@ -176,8 +176,7 @@ class Bench:
             seconds = clock.stop()
         found = self._evaluated(cell, pack, edits, evaluation, questions, progress)
         if pack is not None and self.keep_packs:
-            folder = self._packs(cell)
-            pack.with_evaluation(found).save_pretrained(folder if of == 1 else folder / _numbered(number))
+            pack.with_evaluation(found).save_pretrained(self._pack(cell, number))
         return {
             "evaluation": found.to_json(),
             "pack": None if pack is None else pack_facts(pack, view),
@@ -238,17 +237,21 @@ class Bench:
         """Where a pack's intermediate results are."""
         return self._unfinished(cell) / f"{_numbered(number)}.resume"
 
-    def _packs(self, cell: Cell) -> Path:
-        return self.folder / "packs" / cell.name
+    def _pack(self, cell: Cell, number: int) -> Path:
+        """Where a pack is kept: in a folder of its own where the cell has several."""
+        folder = self.folder / "packs" / cell.name
+        return folder if self._count(cell) == 1 else folder / _numbered(number)
+
+    def _count(self, cell: Cell) -> int:
+        """How many packs a cell has."""
+        return -(-len(self.questions[cell.data.name].edits) // cell.together) if cell.together else 0
 
     def _is_unkept(self, cell: Cell) -> bool:
-        """Whether packs of this cell have been measured whose folder is not there."""
-        if cell.together is None:
-            return False
-        packs = self._packs(cell)
-        if self._path(cell).is_file():
-            return not packs.is_dir()
-        return any(not (packs / part.stem).is_dir() for part in self._unfinished(cell).glob("*.json"))
+        """Whether a pack of this cell has been measured and is not there."""
+        parts = {int(part.stem) for part in self._unfinished(cell).glob("*.json")}
+        packs = range(self._count(cell))
+        measured = packs if self._path(cell).is_file() else parts.intersection(packs)
+        return any(not self._pack(cell, number).is_dir() for number in measured)
 
     def _key(self, cell: Cell) -> str:
         """Digest of all that a cell's figures depend on but the libraries, which it names itself."""

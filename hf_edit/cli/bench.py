@@ -59,8 +59,8 @@ def bench(
     """Measure methods on data sets, with the unedited model and others that only read the facts beside them.
 
     What is to be measured stands in a file, or in the options, which take precedence over it and choose among its rows
-    and data sets by name. A bench that was killed
-    goes on where it stopped when the same command is given again. `accelerate launch` shares the cells.
+    and data sets by name. A bench that was killed goes on where it stopped when the same command is given again, and
+    one folder gathers what several commands measure. `accelerate launch` shares the cells.
     """
     from hf_edit.bench.config import BenchConfig
     from hf_edit.bench.results import RESULT

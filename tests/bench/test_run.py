@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -265,13 +266,17 @@ def test_a_pack_that_a_resumed_run_finished_has_no_seconds(data: Path, tmp_path:
 
 
 def test_packs_that_an_earlier_run_did_not_keep_are_told(data: Path, tmp_path: Path, isolated: None) -> None:
-    config = {**part("edits", "none", CONFIG["methods"][2]), "data": [{**CONFIG["data"][0], "together": [4]}]}
+    config = {**part("edits", "none", CONFIG["methods"][2]), "data": [{**CONFIG["data"][0], "together": [2]}]}
     run(data, tmp_path, config=config)
-    with pytest.warns(HfEditWarning, match=r"not computed again: edits--finetune--by-4--seed-0\. Delete"):
+    with pytest.warns(HfEditWarning, match=r"not computed again: edits--finetune--by-2--seed-0\. Delete"):
         run(data, tmp_path, keep_packs=True, config=config)
-    (tmp_path / "cells" / "edits--finetune--by-4--seed-0.json").unlink()
+    cell = tmp_path / "cells" / "edits--finetune--by-2--seed-0.json"
+    cell.unlink()
     run(data, tmp_path, keep_packs=True, config=config)
     run(data, tmp_path, keep_packs=True, config=config)
+    shutil.rmtree(tmp_path / "packs" / cell.stem / "0001")
+    with pytest.warns(HfEditWarning, match="not computed again"):
+        run(data, tmp_path, keep_packs=True, config=config)
 
 
 def test_a_cell_that_cannot_be_summed_up_is_not_kept(
