@@ -25,7 +25,7 @@ from hf_edit.compose.union import left_out, union
 from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import ComposeError, HfEditWarning
 from hf_edit.methods.joining.update import Join, Joined
-from hf_edit.methods.training.outcome import warn_of_missed
+from hf_edit.methods.training.outcome import told_right, warn_of_missed
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.generation import own_answers
@@ -187,10 +187,10 @@ class _Combination:
             own_answers(self.view.model, prompts, questions, config.reverted_tokens, config.statistics.batch)
         )
         taught = join.entering([prompts.encode(edit.prompt, edit.target) for edit in edits])
-        known = self.packs[0].manifest.receipt.get("right")
-        before = known if isinstance(known, Mapping) else {}
-        gone = {edit.id for edit in edits}
-        worked = sum(bool(before.get(id, True)) for id in self.packs[0].edits.ids if id not in gone)
+        pack, gone = self.packs[0], {edit.id for edit in edits}
+        stay = [id for id in pack.edits.ids if id not in gone]
+        before = told_right(pack.manifest.receipt, stay)
+        worked = sum(before.get(id, True) for id in stay)
 
         def tried(weight: float) -> tuple[Joined, list[bool]]:
             join.hold_along(taught, min(weight, TAUGHT_WEIGHT))

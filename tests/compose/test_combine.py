@@ -49,6 +49,20 @@ def model():
     return tiny_model("llama")
 
 
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Weights with which a join holds texts, as they come: last, of each weight tried, taught answers and own ones."""
+    weights: list[float] = []
+    hold_along = Join.hold_along
+
+    def noted(self: Join, texts: Sequence[Text], weight: float) -> None:
+        weights.append(weight)
+        hold_along(self, texts, weight)
+
+    monkeypatch.setattr(Join, "hold_along", noted)
+    return weights
+
+
 def pack_of(model, *indices: int, ranks: tuple[int, ...] = (3, 2), name: str = "q") -> EditPack:
     edits = EditSet(Edit(*QUESTIONS[i], id=f"{name}{i}") for i in indices)
     return make_pack(model, deltas=random_deltas(model, ranks, seed=indices[0]), edits=edits)
@@ -176,30 +190,42 @@ def edit_starts(model, edits: Sequence[Edit], tokens: int) -> list[str]:
 
 @pytest.mark.parametrize(("keeps_below", "back_from", "weights"), [(1, 1e9, [10, 1, 0.1]), (1e9, 100, [10, 100])])
 def test_other_edits_come_before_the_bases_own_text(
-    model, keeps_below: float, back_from: float, weights: list[float], monkeypatch: pytest.MonkeyPatch
+    model,
+    keeps_below: float,
+    back_from: float,
+    weights: list[float],
+    held: list[float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A weight that loses another edit is lowered, one that brings too little back is raised."""
     both = stacked(model, pack_of(model, 0, 1), pack_of(model, 2))
     receipt = {**both.manifest.receipt, "right": dict.fromkeys(both.edits.ids, True)}
     both = replace(both, manifest=replace(both.manifest, receipt=receipt))
-    held: list[float] = []
-    hold_along, solved = Join.hold_along, Join.solved
-
-    def noted(self: Join, texts: Sequence[Text], weight: float) -> None:
-        held.append(weight)
-        hold_along(self, texts, weight)
+    solved = Join.solved
 
     def judged(self: Join) -> Joined:
         joined = solved(self)
         return replace(joined, right=[held[-1] < keeps_below] * len(joined.right))
 
-    monkeypatch.setattr(Join, "hold_along", noted)
     monkeypatch.setattr(Join, "solved", judged)
     monkeypatch.setattr(Join, "given", lambda self, texts, deltas: [held[-1] >= back_from] * len(texts))
     less = revert(both, ["q1"], model=model, tokenizer=tiny_tokenizer(), config=CONFIG)
     assert held[-2 * len(weights) + 1 :: 2] == weights
     assert all(less.manifest.receipt["right"].values())
     assert less.manifest.receipt["own_text"] == {"q1": back_from <= 100}
+
+
+@pytest.mark.parametrize("worked", [True, False])
+def test_an_edit_that_training_did_not_teach_is_not_lost(
+    model, worked: bool, held: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The random update answers nothing as asked: weights are lowered only if the trained pack says that it did."""
+    pack = pack_of(model, 0, 1)
+    receipt = {id: {"loss": 0.1, "right": worked} for id in pack.edits.ids}
+    pack = replace(pack, manifest=replace(pack.manifest, receipt=receipt))
+    monkeypatch.setattr(Join, "given", lambda self, texts, deltas: [False] * len(texts))
+    revert(pack, ["q1"], model=model, tokenizer=tiny_tokenizer(), config=CONFIG)
+    assert held[2::2] == ([10, 1, 0.1, 0] if worked else [10, 100, 1000])
 
 
 def test_the_parents_are_named(model) -> None:

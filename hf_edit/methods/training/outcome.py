@@ -1,9 +1,10 @@
-"""What training reports: every edit's final loss, and a warning that names those it did not teach."""
+"""What training reports: every edit's final loss, which edits it taught, and a warning that names the others."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from hf_edit.edits import EditSet
 from hf_edit.errors import HfEditWarning
@@ -32,6 +33,16 @@ def result_of(edits: EditSet, trained: Trained, deltas: Mapping[str, LowRankDelt
     return EditResult(deltas, None, receipt)
 
 
+def told_right(receipt: Mapping[str, Any], ids: Iterable[str]) -> dict[str, bool]:
+    """By id, whether an edit is answered as asked, for those of which a pack's receipt says it.
+
+    Training says it among each edit's own figures, a solve of all edits under `right`.
+    """
+    joint = _mapping(receipt.get("right"))
+    told = {id: _mapping(receipt.get(id)).get("right", joint.get(id)) for id in ids}
+    return {id: right for id, right in told.items() if isinstance(right, bool)}
+
+
 def warn_of_missed(right: Mapping[str, bool], how: str, remedy: str) -> None:
     """Warn with an HfEditWarning that names the edits, by id, that are not answered `how`; none is no news."""
     missed = [id for id, ok in right.items() if not ok]
@@ -41,3 +52,7 @@ def warn_of_missed(right: Mapping[str, bool], how: str, remedy: str) -> None:
             HfEditWarning,
             stacklevel=4,
         )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
