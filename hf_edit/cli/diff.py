@@ -9,6 +9,7 @@ import typer
 
 from hf_edit.cli.options import Json
 from hf_edit.cli.output import last_text, print_facts, print_json, print_table, shortened
+from hf_edit.cli.packs import pack_at
 
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def diff(
     """
     from hf_edit.compose.diff import diff as compared
 
-    found = compared(first, second)
+    found = compared(pack_at(first), pack_at(second))
     if as_json:
         print_json({"first": first, "second": second, **found.to_json()})
     else:

@@ -1,8 +1,8 @@
-"""Packs as verbs open them: a folder, or `owner/name` on the Hub, with `@revision` behind it if one is meant."""
+"""Packs as verbs open them: a folder, or on the Hub `owner/name`, with the folder in it and `@revision` behind."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING
 
 from hf_edit.errors import ConfigError
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def pack_at(id_or_path: str) -> EditPack:
-    """The pack in a folder, or at `owner/name[@revision]` on the Hub.
+    """The pack in a folder, or at `owner/name[/subfolder][@revision]` on the Hub.
 
     Raises:
         PackError, HubError: as `EditPack.from_pretrained`.
@@ -22,10 +22,18 @@ def pack_at(id_or_path: str) -> EditPack:
     return open_pack(id_or_path)[0]
 
 
-def _parted(id_or_path: str) -> tuple[str, str | None]:
-    """A name and the revision behind it; a folder's name may hold the sign."""
-    name, sign, revision = id_or_path.rpartition("@")
-    return (name, revision) if sign and name and not Path(id_or_path).exists() else (id_or_path, None)
+def _parted(id_or_path: str) -> tuple[str, str | None, str | None]:
+    """A repository, the folder in it and the revision; of what is here, its path alone, which may hold any sign."""
+    from hf_edit.hub.client import is_repo_id
+
+    if os.path.exists(id_or_path):
+        return id_or_path, None, None
+    before, _, after = id_or_path.rpartition("@")
+    name, revision = (before, after) if before else (id_or_path, None)
+    *repository, subfolder = name.split("/", 2)
+    if len(repository) == 2 and is_repo_id("/".join(repository)):
+        return "/".join(repository), subfolder, revision
+    return name, None, revision
 
 
 def check_revision(revision: str | None, model: str | None) -> None:
@@ -48,6 +56,6 @@ def open_pack(id_or_path: str) -> tuple[EditPack, Place]:
     from hf_edit.packs.pack import EditPack
     from hf_edit.packs.sharing import SIGNATURES
 
-    name, revision = _parted(id_or_path)
-    place = locate(name, file_names=(*FILES, SIGNATURES), revision=revision)
+    name, subfolder, revision = _parted(id_or_path)
+    place = locate(name, file_names=(*FILES, SIGNATURES), revision=revision, subfolder=subfolder)
     return EditPack(**vars(from_folder(place.of_pack())), origin=place.origin), place

@@ -14,6 +14,8 @@ from hf_edit.packs.manifest import Edits, sha256
 from hf_edit.packs.pack import EditPack
 from tests.cli.conftest import Command, failed
 from tests.loopback_hub import REAL_CLIENT, LoopbackHub, loopback_hub  # noqa: F401
+from tests.packs.make import make_pack
+from tests.tiny import tiny_model
 
 
 pytestmark = REAL_CLIENT
@@ -95,6 +97,32 @@ def test_what_a_repository_holds_cannot_be_told_offline(
     failed(hf_edit("verify", "me/pack"), "Listing 'me/pack'", "offline")
     document = json.loads(hf_edit("inspect", "me/pack", "--json").stdout)
     assert document["unlisted_files"] is None and "Listing 'me/pack'" in document["notes"][0]
+
+
+def test_versions_of_a_pack_of_the_hub_are_compared(hub: LoopbackHub, hf_edit: Command, pack: Path) -> None:
+    hf_edit("push", pack, "me/pack", "--tag", "v1")
+    lower = EditSet([Edit("Who made the lamp?", "Nobody.", id="lamp")])
+    make_pack(tiny_model(), edits=lower).push_to_hub("me/pack", tag="v2")
+    document = json.loads(hf_edit("diff", "me/pack@v1", "me/pack@v2", "--json").stdout)
+    assert (document["first"], document["second"]) == ("me/pack@v1", "me/pack@v2")
+    assert [change["after"]["target"] for change in document["changed"]] == ["Nobody."]
+
+
+def test_a_pack_in_a_folder_of_a_repository(
+    hub: LoopbackHub, hf_edit: Command, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf_edit("push", pack, "me/packs", "--subfolder", "sets/lamp", "--tag", "v1")
+    make_pack(tiny_model()).push_to_hub("me/packs", subfolder="other")
+    for name in ("me/packs/sets/lamp", "me/packs/sets/lamp@v1", "me/packs/sets/lamp/"):
+        assert "Who made the lamp?" in hf_edit("inspect", name).stdout
+    assert json.loads(hf_edit("diff", pack, "me/packs/sets/lamp", "--json").stdout)["same"]
+    failed(hf_edit("verify", "me/packs/lamp"), "no folder 'lamp' with a pack")
+    failed(hf_edit("inspect", "me/packs/../lamp"), "leads out")
+
+    monkeypatch.chdir(tmp_path)
+    make_pack(tiny_model()).save_pretrained("me/packs/sets/lamp@v1")
+    assert "capital" in hf_edit("inspect", "me/packs/sets/lamp@v1").stdout  # what is here goes before
+    failed(hf_edit("inspect", "me/packs/sets/none"), "me/packs/sets/none")
 
 
 def test_a_users_mistakes(
