@@ -42,11 +42,12 @@ def conflicts(
 
         plotting()  # find out before minutes of computing, not after
         check_file(picture)
+    from hf_edit.compose.adapters import name_of
     from hf_edit.evaluation.conflicts import conflicts as compared
     from hf_edit.models.loading import load_model
 
     opened = [pack_at(pack) for pack in packs]
-    names = [Path(pack).name or pack for pack in packs]
+    names = [name_of(pack, i) for i, pack in enumerate(packs)]
     if model is None:
         report = compared(opened, names=names)
     else:

@@ -28,7 +28,10 @@ def stack(
     polish: Annotated[bool, typer.Option(help="Refine the result on all its edits.")] = False,
     prefer: Annotated[
         str | None,
-        typer.Option(help="Whose answer to a question stays: order (the first pack's), newest, or a number from 1."),
+        typer.Option(
+            help="Whose answer to a question stays: order (the first pack's), newest (the last one's), the name of a "
+            "pack's folder, or its number from 1."
+        ),
     ] = None,
     on_conflict: Annotated[
         str, typer.Option(help="What becomes of two answers to a question without --prefer: warn, or error.")
@@ -53,11 +56,13 @@ def stack(
 
     def compute(loaded: Any, tokenizer: Any, *, progress: Any, resume_dir: Any) -> EditPack:
         from hf_edit.api import polish as refined
+        from hf_edit.compose.adapters import name_of
         from hf_edit.compose.combine import stack as stacked
 
         how: dict[str, Any] = {"model": loaded, "tokenizer": tokenizer, "progress": progress}
         combining: dict[str, Any] = {
             "mode": mode,
+            "names": [name_of(pack, i) for i, pack in enumerate(packs)],
             "prefer": preferred,
             "on_conflict": on_conflict,
             "config": chosen,
@@ -85,6 +90,7 @@ def _place(number: str, count: int) -> int:
     """The place of a pack, counted from 0, that a user counts from 1."""
     if not 1 <= int(number) <= count:
         raise ConfigError(
-            f"--prefer {number} is none of {count} packs.", f"Use order, newest, or a number from 1 to {count}."
+            f"--prefer {number} is none of {count} packs.",
+            f"Use order, newest, a pack's name, or a number from 1 to {count}.",
         )
     return int(number) - 1

@@ -26,6 +26,11 @@ Origin: TypeAlias = tuple[Manifest, EditSet]
 _ORIGIN = "_hf_edit_origin"
 
 
+def name_of(pack: Pack, place: int) -> str:
+    """What a pack is called among others: by its folder or id, or by its place, from 0, where it has none."""
+    return f"pack {place + 1}" if isinstance(pack, EditPack) else os.path.basename(os.path.abspath(pack))
+
+
 def check_host(model: object) -> None:
     """Raise UnsupportedModelError unless adapters can be put into `model`."""
     if not isinstance(model, (PreTrainedModel, PeftModel)):

@@ -18,9 +18,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_edit.compose.adapters import Pack, pack_for
+from hf_edit.compose.adapters import Pack, name_of, pack_for
 from hf_edit.compose.asked import Taught, taught_by
 from hf_edit.compose.config import CombineConfig
+from hf_edit.compose.conflicts.report import names_of
 from hf_edit.compose.union import left_out, union
 from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import ComposeError, HfEditWarning
@@ -51,6 +52,7 @@ def stack(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     mode: Literal["solve", "add"] = "solve",
+    names: Sequence[str] | None = None,
     prefer: str | int | None = None,
     on_conflict: Literal["warn", "error"] = "warn",
     config: CombineConfig | None = None,
@@ -64,9 +66,10 @@ def stack(
         tokenizer: its tokenizer.
         mode: `solve` gives every edit what its own pack gave it, and is the same in any order and grouping; `add` is
             the exact sum of the updates, in which packs disturb each other.
+        names: of the packs, for `prefer`; by default those of their folders or ids, or `pack 1`, `pack 2`, ....
         prefer: whose answer stays where packs answer a question differently, also in other words: `order`: that of
-            the pack given first; `newest`: of the one given last; or of the pack at this place, from 0. The others'
-            are left out of the solve.
+            the pack given first; `newest`: of the one given last, as packs hold no dates; or of the pack of this name,
+            or at this place, from 0. The others' are left out of the solve.
         on_conflict: what becomes of such questions without `prefer`: a warning, or an error. Two answers to the very
             same prompt are always an error then.
         config: settings of the solve; none: its defaults.
@@ -78,7 +81,8 @@ def stack(
 
     Raises:
         PackError, BaseMismatchError: a pack is not sound, or `model` is not its base.
-        ComposeError: no packs, packs of two prompt formats, or two answers to one question.
+        ComposeError: no packs, packs of two prompt formats, two answers to one question, or names or a preference
+            that do not fit the packs.
         ConfigError: the tokenizer writes prompts otherwise than the packs'.
 
     Warns:
@@ -88,8 +92,10 @@ def stack(
     for what, value, known in (("mode", mode, ("solve", "add")), ("on_conflict", on_conflict, ("warn", "error"))):
         if value not in known:
             raise ComposeError(f"There is no {what} {value!r}.", f"Use {' or '.join(known)}.")
-    given = [pack_for(model, pack) for pack in _named(packs)]
-    gone = left_out([pack.edits for pack in given], prefer, on_conflict)
+    named = _listed(packs)
+    given = [pack_for(model, pack) for pack in named]
+    labels = names_of(len(given), names or [name_of(pack, i) for i, pack in enumerate(named)])
+    gone = left_out([pack.edits for pack in given], labels, prefer, on_conflict)
     if mode == "add" and any(gone):
         raise ComposeError(
             "A sum cannot leave edits out, and the packs answer some questions differently.",
@@ -244,7 +250,7 @@ class _Combination:
         )
 
 
-def _named(packs: Pack | Iterable[Pack]) -> list[Pack]:
+def _listed(packs: Pack | Iterable[Pack]) -> list[Pack]:
     given = [packs] if isinstance(packs, (str, os.PathLike, EditPack)) else list(packs)
     if not given:
         raise ComposeError("No pack to stack was given.", "Give at least one.")

@@ -21,7 +21,10 @@ SUFFIX = 9
 
 
 def left_out(
-    sets: Sequence[EditSet], prefer: str | int | None, on_conflict: Literal["warn", "error"]
+    sets: Sequence[EditSet],
+    names: Sequence[str],
+    prefer: str | int | None,
+    on_conflict: Literal["warn", "error"],
 ) -> tuple[frozenset[str], ...]:
     """Per set, the ids of edits that give way to another set's; arguments as for `stack`.
 
@@ -32,8 +35,8 @@ def left_out(
         HfEditWarning: two answers to one question, otherwise.
     """
     if prefer is not None:
-        return resolve(sets, prefer)
-    found = [finding for finding in textual_conflicts(sets) if finding.conflict]
+        return resolve(sets, prefer, names)
+    found = [finding for finding in textual_conflicts(sets, names) if finding.conflict]
     if found:
         message = f"The packs answer {len(found)} question(s) differently. {found[0].explanation}"
         remedy = "Say which pack goes before with prefer=, or revert one of the two edits in its pack."

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_edit.compose.adapters import name_of
 from hf_edit.compose.conflicts.keys import (
     Keys,
     alike_keys,
@@ -60,7 +60,7 @@ def conflicts(
         progress: who is told how far it is.
 
     Raises:
-        ComposeError: fewer than two packs.
+        ComposeError: fewer than two packs, or another number of names.
         ConfigError: a model without a tokenizer, or the other way round.
         PackError, BaseMismatchError: a pack is damaged, or made for another model.
     """
@@ -69,7 +69,7 @@ def conflicts(
         raise ComposeError(f"Conflicts are between packs, and {len(given)} is given.", "Give two packs or more.")
     if (model is None) != (tokenizer is None):
         raise ConfigError("The interference needs a model and its tokenizer.", "Give both, or neither.")
-    labels = names_of(len(given), names or [_name(pack, i) for i, pack in enumerate(given)])
+    labels = names_of(len(given), names or [name_of(pack, i) for i, pack in enumerate(given)])
     opened = [EditPack.coerce(pack) for pack in given]
     edits = tuple(EditName(i, labels[i], edit.id) for i, pack in enumerate(opened) for edit in pack.edits)
     findings = textual_conflicts([pack.edits for pack in opened], labels)
@@ -87,10 +87,6 @@ def conflicts(
     findings.sort(key=lambda f: (not f.conflict, -f.score, f.first, f.second))
     overlaps = tuple(key_overlaps([pack.deltas for pack in opened], keys))
     return ConflictReport(labels, tuple(findings), ranges, edits, overlaps, cosines, measured)
-
-
-def _name(pack: PackLike, place: int) -> str:
-    return f"pack {place + 1}" if isinstance(pack, EditPack) else Path(os.path.abspath(pack)).name
 
 
 def _keys(

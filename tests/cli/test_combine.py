@@ -43,6 +43,9 @@ def test_stack_then_revert(hf_edit: Command, packs: list[Path], base: Path, conf
     assert result.exit_code == 0, result.output
     assert [edit["id"] for edit in json.loads(result.stdout)["edits"]] == ["own0", "own1", "tea1"]
 
+    result = hf_edit("stack", *packs, "--prefer", "pack0", "--out", tmp_path / "other", "--json", "--no-answers", *how)
+    assert [edit["id"] for edit in json.loads(result.stdout)["edits"]] == ["own0", "tea0", "own1"]
+
     result = hf_edit("revert", tmp_path / "both", "tea1", "--out", tmp_path / "less", "--json", *how)
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
@@ -73,6 +76,7 @@ def test_what_cannot_be_combined(
     result = hf_edit("stack", *packs, *how)
     assert result.exit_code == 2 and "two answers" in result.stderr and "prefer" in result.stderr
     failed(hf_edit("stack", *packs, "--prefer", "9", *how), "--prefer 9 is none of 2 packs", "from 1 to 2")
+    failed(hf_edit("stack", *packs, "--prefer", "mine", *how), "'mine'", "order, newest, or one of pack0, pack1")
     failed(hf_edit("stack", *packs, "--on-conflict", "sing", *how), "no on_conflict 'sing'")
     failed(hf_edit("stack", *packs, "--mode", "mix", *how), "'mix'")
     failed(hf_edit("revert", packs[0], "none", *how), "'none'")

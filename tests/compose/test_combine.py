@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from hf_edit.api import polish
+from hf_edit.compose.adapters import Pack
 from hf_edit.compose.asked import taught_by
 from hf_edit.compose.attach import attach, detach
 from hf_edit.compose.combine import revert, stack
@@ -68,7 +70,7 @@ def pack_of(model, *indices: int, ranks: tuple[int, ...] = (3, 2), name: str = "
     return make_pack(model, deltas=random_deltas(model, ranks, seed=indices[0]), edits=edits)
 
 
-def stacked(model, *packs: EditPack, config: CombineConfig = CONFIG, **options) -> EditPack:
+def stacked(model, *packs: Pack, config: CombineConfig = CONFIG, **options) -> EditPack:
     return stack(packs, model=model, tokenizer=tiny_tokenizer(), config=config, **options)
 
 
@@ -331,6 +333,21 @@ def test_two_answers_to_one_question(model) -> None:
             stacked(model, port, other, mode="add", prefer="order")
     with pytest.warns(HfEditWarning, match="ask the same"):
         assert set(stacked(model, port, reworded).edits.ids) == {"port", "reworded"}
+
+
+def test_the_pack_to_prefer_is_named(model, tmp_path: Path) -> None:
+    for seed, (name, answer) in enumerate({"design": "Red.", "support": "Blue.", "sales": "Green."}.items()):
+        edits = EditSet([Edit("What colour is the lamp?", answer, id=name)])
+        make_pack(model, deltas=random_deltas(model, (2,), seed=seed), edits=edits).save_pretrained(tmp_path / name)
+    given = [tmp_path / "design", str(tmp_path / "support"), EditPack.from_pretrained(tmp_path / "sales")]
+    assert stacked(model, *given, prefer="support").edits.ids == ("support",)
+    assert stacked(model, *given, prefer="pack 3").edits.ids == ("sales",)
+    assert stacked(model, *given, prefer="sales", names=["design", "support", "sales"]).edits.ids == ("sales",)
+    with pytest.raises(ComposeError, match="'sales'") as caught:
+        stacked(model, *given, prefer="sales")
+    assert "design, support, pack 3" in caught.value.remedy
+    with pytest.raises(ComposeError, match="2 names for 3 packs"):
+        stacked(model, *given, prefer="order", names=["design", "support"])
 
 
 @pytest.mark.filterwarnings("ignore:.*not answered word for word:hf_edit.errors.HfEditWarning")

@@ -221,7 +221,16 @@ def test_of_the_same_edit_in_two_packs_one_stays_and_of_two_wordings_both() -> N
     assert resolve(wordings, "order") == (frozenset(), frozenset())
 
 
-@pytest.mark.parametrize("prefer", ["best", 3, -1, True])
-def test_what_cannot_be_preferred(prefer: str | int) -> None:
-    with pytest.raises(ComposeError, match="No pack to prefer is called"):
+@pytest.mark.parametrize(
+    ("prefer", "remedy"),
+    [
+        ("best", "order, newest, or one of pack 1, pack 2, pack 3"),
+        (3, "a place from 0 to 2"),
+        (-1, "a place from 0 to 2"),
+        (True, "a place from 0 to 2"),
+    ],
+)
+def test_what_cannot_be_preferred(prefer: str | int, remedy: str) -> None:
+    with pytest.raises(ComposeError, match="No pack to prefer is called") as caught:
         resolve(sets_of("Ada", "Bo", "Cy"), prefer)
+    assert caught.value.remedy == f"Use {remedy}."

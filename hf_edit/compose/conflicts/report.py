@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_edit.errors import ComposeError
+
 
 CONFLICTS = ("question", "paraphrase", "fact", "interference")
 """Kinds of findings that say that two packs cannot both have their way."""
@@ -195,6 +197,12 @@ class ConflictReport:
 
 
 def names_of(count: int, names: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The packs' names, all different: those given, else `pack 1`, `pack 2`, ..."""
+    """The packs' names, all different: those given, else `pack 1`, `pack 2`, ...
+
+    Raises:
+        ComposeError: as many names as packs are not given.
+    """
+    if names is not None and len(names) != count:
+        raise ComposeError(f"There are {len(names)} names for {count} packs.", "Give one of each, or none.")
     given = tuple(names) if names is not None else tuple(f"pack {i + 1}" for i in range(count))
     return tuple(name if given.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(given))

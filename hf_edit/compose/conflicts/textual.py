@@ -89,10 +89,10 @@ def _precedence(count: int, prefer: str | int, names: Sequence[str] | None) -> l
         return places[::-1]
     chosen = labels.index(prefer) if isinstance(prefer, str) and prefer in labels else prefer
     if isinstance(chosen, bool) or chosen not in places:
-        raise ComposeError(
-            f"No pack to prefer is called {prefer!r}.",
-            f"Use order, newest, a number from 0 to {count - 1}, or one of {', '.join(labels)}.",
-        )
+        places_or_names = f"order, newest, or one of {', '.join(labels)}"
+        if isinstance(prefer, int):
+            places_or_names = f"a place from 0 to {count - 1}"
+        raise ComposeError(f"No pack to prefer is called {prefer!r}.", f"Use {places_or_names}.")
     return sorted(places, key=lambda place: place != chosen)
 
 
