@@ -482,8 +482,23 @@ def test_a_pack_counts_once() -> None:
     attach(model, pack)
 
 
-def test_a_pack_is_attached_at_a_strength() -> None:
+def test_a_pack_is_attached_at_a_strength_which_can_be_changed() -> None:
     model, pack = tiny_model(), make_pack(tiny_model())
+    base = logits(model)
+
+    def works_at(strength: float) -> bool:
+        deltas = {name: LowRankDelta(delta.B * strength, delta.A) for name, delta in pack.deltas.items()}
+        return bool((logits(model) - dense_logits(tiny_model(), deltas)).abs().max() <= TOLERANCE)
+
     attach(model, pack, "edit", strength=0.5)
-    half = {name: LowRankDelta(delta.B * 0.5, delta.A) for name, delta in pack.deltas.items()}
-    assert (logits(model) - dense_logits(tiny_model(), half)).abs().max() <= TOLERANCE
+    assert works_at(0.5)
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.set_scale("edit", 0.8)
+    assert works_at(0.8)
+    model.disable_adapters()
+    assert torch.equal(logits(model), base)
+    model.enable_adapters()
+    assert works_at(0.8)
+    detach(model, "edit")
+    assert torch.equal(logits(model), base)
