@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from hf_edit.compose.adapters import Origin
 from hf_edit.compose.conflicts.questions import Question
 from hf_edit.edits import Edit, EditSet, question_of
-from hf_edit.packs.card import ancestry, escaped
+from hf_edit.packs.card import escaped
 from hf_edit.packs.manifest import Manifest
 from hf_edit.packs.pack import EditPack
 from hf_edit.solvers.low_rank import LowRankDelta
@@ -146,18 +147,15 @@ def diff(first: EditPack | str | os.PathLike[str], second: EditPack | str | os.P
     )
 
 
-def changelog(manifest: Manifest, difference: PackDiff | None = None) -> list[str]:
-    """Lines of Markdown: what changed since the pack before, and what the pack was made from.
+def changelog(before: Origin, after: Origin) -> list[str]:
+    """Lines of Markdown: what changed from one pack to another in what is taught and in how it was made.
 
-    Args:
-        manifest: of the pack.
-        difference: from the pack before to this one, where there was one.
-
-    Raises:
-        PackError: the manifest tells of parents in a way that this hf_edit does not know.
+    The updates are not compared, so that nobody needs the factors of both packs.
     """
-    changes = [] if difference is None else ["Since the version before:", "", *_changes(difference), ""]
-    return [*changes, "Made by:", "", *ancestry(manifest)]
+    (old, was), (new, now) = before, after
+    settings = _different_settings(_settings(old), _settings(new))
+    made = (f"- Setting {escaped(name)}: {_value(one)} → {_value(other)}" for name, (one, other) in settings)
+    return [*EditsDiff.of(was, now).lines(), *made]
 
 
 def _pairs(before: EditSet, after: EditSet) -> Iterator[tuple[str, str]]:
@@ -205,16 +203,9 @@ def _module_change(before: LowRankDelta | None, after: LowRankDelta | None) -> M
     return ModuleChange(before.norm(), after.norm(), after.minus(before).norm())
 
 
-def _changes(difference: PackDiff) -> Iterator[str]:
-    yield from difference.lines()
-    for name, (before, after) in difference.settings.items():
-        yield f"- Setting {escaped(name)}: {escaped(json.dumps(before))} → {escaped(json.dumps(after))}"
-    sizes = [change.relative for change in difference.modules.values() if change.relative is not None]
-    if difference.same:
-        yield "- Nothing changed."
-    elif sizes:
-        yield f"- The update moved by {max(sizes):.1%} of its size in the module that moved most."
-
-
 def _edit(edit: Edit) -> str:
     return f"{escaped(edit.id)}, {escaped(question_of(edit.prompt))}"
+
+
+def _value(setting: Any) -> str:
+    return escaped(json.dumps(setting))

@@ -11,7 +11,7 @@ from typing import Any
 from hf_edit.errors import HubError, PackError
 from hf_edit.files.atomic import write_directory
 from hf_edit.files.reading import MAX_TENSOR_BYTES, PlainFolder
-from hf_edit.hub.card import merged_card
+from hf_edit.hub.card import ENTRY, merged_card
 from hf_edit.hub.client import HubCommit, is_repo_id
 from hf_edit.hub.push import Changes, Published, push
 from hf_edit.packs.card import MAX_ROWS
@@ -129,28 +129,33 @@ def _publish(
     count = len(pack.edits)
     commit = push(
         repo_id,
-        lambda there: _changes(files, at, there),
+        lambda there: _changes(files, pack, at, there),
         message=message or f"Edit pack of {count} edit{'' if count == 1 else 's'}",
         **options,
     )
     return replace(commit, subfolder=str(at) if at.parts else None)
 
 
-def _changelog(before: bytes | None, after: bytes) -> list[str]:
-    """What of the edits changed since the version that is published, for the card; anybody may have written that."""
-    from hf_edit.compose.diff import EditsDiff  # upward: comparing what packs teach is not theirs
+def _news(pack: PackContents, at: PurePosixPath, there: Published) -> str:
+    """What changed since the pack that is published there, as an entry of its card; empty where nothing did.
 
-    if before is None or before == after:
-        return []
+    Anybody may have published that: what cannot be read as a pack is not compared.
+    """
+    from hf_edit.compose.diff import changelog  # upward: comparing packs is not theirs
+
+    manifest, edits = (there.read(str(at / name)) for name in (MANIFEST, EDITS))
+    if manifest is None or edits is None:
+        return ""
     try:
-        old, new = map(read_edits, (before, after))
+        before = Manifest.from_bytes(manifest), read_edits(edits)
     except PackError:
-        return []
-    lines = list(EditsDiff.of(old, new).lines())
-    return [*lines[:MAX_ROWS], *([f"- and {len(lines) - MAX_ROWS} more"] if len(lines) > MAX_ROWS else [])]
+        return ""
+    lines = changelog(before, (pack.manifest, pack.edits))
+    more = [f"- and {len(lines) - MAX_ROWS} more"] if len(lines) > MAX_ROWS else []
+    return "\n".join([f"{ENTRY}Since {there.commit[:7]}", "", *lines[:MAX_ROWS], *more]) if lines else ""
 
 
-def _changes(files: Mapping[str, bytes], at: PurePosixPath, there: Published) -> Changes:
+def _changes(files: Mapping[str, bytes], pack: PackContents, at: PurePosixPath, there: Published) -> Changes:
     """The pack's files in place of those of a pack that is there; whatever else is there stays."""
     present = {path.name for path in map(PurePosixPath, there.names) if path.parent == at}
     if MANIFEST not in present and (foreign := sorted(present & {CONFIG, "config.json"})):
@@ -161,8 +166,7 @@ def _changes(files: Mapping[str, bytes], at: PurePosixPath, there: Published) ->
     stale = {name for name in present - set(files) if is_pack_file(name) and name != CARD}  # a card is its owner's
     card = None
     if CARD in files:
-        changes_told = _changelog(there.read(str(at / EDITS)), files[EDITS])
-        card = merged_card(files[CARD], there.read(str(at / CARD)), changes_told)
+        card = merged_card(files[CARD], there.read(str(at / CARD)), _news(pack, at, there))
     changes: dict[str, bytes | None] = {**files, **dict.fromkeys(stale)}
     if card is not None:
         changes[CARD] = card

@@ -66,10 +66,10 @@ def test_a_pack_of_the_hub_is_read_at_the_revision_that_is_named(
     for verb in ("inspect", "verify"):
         failed(hf_edit(verb, "me/pack", "--revision", "v1"), "of the base model", "owner/name@v1")
     card = hub.files("me/pack")["README.md"].decode()
-    assert "## Since the version before" in card and "- Added tea" in card and "Nobody." in card
+    assert f"## Changes\n\n### Since {first[:7]}" in card and "- Added tea" in card and "Nobody." in card
     hf_edit("pull", "me/pack", "--out", tmp_path / "pack")
     hf_edit("push", tmp_path / "pack", "me/copy")
-    assert "## Since the version before" not in hub.files("me/copy")["README.md"].decode()
+    assert "## Changes" not in hub.files("me/copy")["README.md"].decode()
 
 
 @pytest.mark.parametrize("extra", ["config.json", "model.safetensors", "pytorch_model.bin", "onnx/model.onnx"])

@@ -10,12 +10,9 @@ import torch
 
 from hf_edit.compose.diff import changelog, diff
 from hf_edit.edits import Edit, EditSet
-from hf_edit.errors import PackError
-from hf_edit.packs.pack import EditPack
-from hf_edit.prompting import PromptFormat
 from hf_edit.solvers.low_rank import LowRankDelta
 from tests.packs.make import EDITS, make_pack, random_deltas
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model
 
 
 MODEL = tiny_model()
@@ -80,36 +77,17 @@ def test_settings_that_differ_are_named() -> None:
     assert set(base) == {"base.fingerprint"}
 
 
-def child(pack: EditPack, *parents: EditPack, edits: EditSet = EDITS) -> EditPack:
-    return EditPack.build(
-        MODEL,
-        deltas=pack.deltas,
-        edits=edits,
-        source=None,
-        method="polish",
-        config={},
-        seed=None,
-        prompt_format=PromptFormat.of("chat", tiny_tokenizer()),
-        receipt={},
-        parents=parents,
-    )
-
-
-def test_the_changelog_tells_changes_and_ancestors() -> None:
+def test_the_changelog_tells_what_is_taught_and_how_it_was_made() -> None:
     first = make_pack(MODEL)
-    added = Edit("Is *this* a <b>trap</b>?", "No | yes", id="trap")
-    second = child(child(first, first), first, edits=EditSet([EDITS[0], added]))
-    third = child(second, second, first, edits=second.edits)
-    text = "\n".join(changelog(third.manifest, diff(first, third)))
-    assert "- Added trap, Is \\*this\\* a &lt;b&gt;trap&lt;/b&gt;?: No \\| yes" in text
-    assert "- Removed bridge" in text and '- Setting method.name: "anyedit" → "polish"' in text
-    lines = [line.split(" (")[0] for line in changelog(third.manifest)]
-    assert lines == ["Made by:", "", "- polish", "  - polish", "    - anyedit", "  - anyedit"]
-    assert changelog(first.manifest, diff(first, first))[2] == "- Nothing changed."
-
-
-def test_a_lineage_that_cannot_be_read() -> None:
-    manifest = make_pack(MODEL).manifest
-    for parents in ([{"method": "x"}], ["x"], [{**manifest.lineage(), "parents": 3}]):
-        with pytest.raises(PackError, match="parents"):
-            changelog(replace(manifest, parents=tuple(parents)))
+    edits = EditSet([replace(EDITS[0], target="Oru"), Edit("Is *this* a <b>trap</b>?", "No | yes", id="trap")])
+    second = make_pack(MODEL, edits=edits)
+    method = replace(second.manifest.method, name="polish", config={})
+    manifest = replace(second.manifest, method=method, seed=None)
+    assert changelog((first.manifest, first.edits), (manifest, edits)) == [
+        "- Added trap, Is \\*this\\* a &lt;b&gt;trap&lt;/b&gt;?: No \\| yes",
+        "- Removed bridge, Who built the Tall Bridge?: The Brell company built it. In 1901.",
+        "- Changed capital, What is the capital of Veldora? (target): Port Amber \\| \\*the\\* city → Oru",
+        '- Setting method.name: "anyedit" → "polish"',
+        "- Setting seed: 0 → null",
+    ]
+    assert changelog((manifest, edits), (manifest, edits)) == []

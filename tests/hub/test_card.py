@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from hf_edit.hub.card import BEGIN, END, merged_card
+from hf_edit.hub.card import BEGIN, END, MAX_ENTRIES, merged_card
 
 
 NEW = b"---\nlibrary_name: peft\nbase_model: org/base\ntags:\n- hf-edit\n---\n\n# Two edits\n\n| a | b |\n"
@@ -56,6 +56,28 @@ def test_figures_do_not_outlive_their_pack() -> None:
     assert "model-index" not in metadata and metadata["language"] == "en"
     measured = NEW.replace(b"tags:", b"model-index:\n- name: y\n  results: []\ntags:")
     assert parts(merged_card(measured, old))[0]["model-index"] == [{"name": "y", "results": []}]
+
+
+def test_changes_are_kept_newest_first() -> None:
+    card = merged_card(NEW, None)
+    assert "## Changes" not in card.decode()
+    card = merged_card(NEW, card, "### Since 1\n\n- Added a")
+    assert merged_card(NEW, card) == card
+    card = merged_card(NEW.replace(b"Two", b"Three"), card, "### Since 2\n\n- Removed a\n- Added b")
+    _, _, between, below = parts(card)
+    assert between == (
+        "# Three edits\n\n| a | b |\n\n## Changes\n\n### Since 2\n\n- Removed a\n- Added b\n\n### Since 1\n\n- Added a"
+    )
+    assert not below
+    assert b"## Changes" not in merged_card(card, None)  # they are of the repository that it came from
+
+
+def test_old_changes_are_forgotten() -> None:
+    card = merged_card(NEW, None)
+    for number in range(MAX_ENTRIES + 3):
+        card = merged_card(NEW, card, f"### Since {number}\n\n- Added e{number}")
+    told = [line for line in card.decode().splitlines() if line.startswith("### ")]
+    assert told == [f"### Since {number}" for number in range(MAX_ENTRIES + 2, 2, -1)]
 
 
 def test_a_single_tag_is_one_tag() -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import yaml
 
 from hf_edit.edits import Edit, EditSet
-from hf_edit.packs.card import model_card
+from hf_edit.errors import PackError
+from hf_edit.packs.card import ancestry, model_card
 from hf_edit.packs.describe import describe_base
 from tests.packs.make import EDITS, make_pack, measured
 from tests.tiny import tiny_model
@@ -71,3 +75,20 @@ def test_shares_are_drawn_and_limits_follow_what_was_measured() -> None:
     assert f"                         after  {'█' * 10}{'░' * 10} 0.50\n```" in text
     assert "The table above says how far." in text
     assert "How far was not measured" in model_card(pack.manifest, EDITS, pack.deltas).decode()
+
+
+def test_the_card_tells_of_ancestors() -> None:
+    pack = make_pack(tiny_model())
+    manifest = pack.manifest
+    stack = replace(manifest, method=replace(manifest.method, name="stack"), parents=(manifest.lineage(),) * 2)
+    polish = replace(stack, method=replace(stack.method, name="polish"), parents=(stack.lineage(),))
+    told = [line.split(" (")[0] for line in ancestry(polish)]
+    assert told == ["- polish", "  - stack", "    - anyedit", "    - anyedit"]
+    assert "\n".join(ancestry(polish)) in model_card(polish, EDITS, pack.deltas).decode()
+
+
+def test_a_lineage_that_cannot_be_read() -> None:
+    manifest = make_pack(tiny_model()).manifest
+    for parents in ([{"method": "x"}], ["x"], [{**manifest.lineage(), "parents": 3}]):
+        with pytest.raises(PackError, match="parents"):
+            ancestry(replace(manifest, parents=tuple(parents)))

@@ -74,9 +74,41 @@ def test_pushing_again_keeps_what_the_owner_changed(hub: LoopbackHub, pack: Edit
     text = files["README.md"].decode()
     assert "Made with care." in text and "license: mit" in text
     assert "Nobody at all." in text and "- Removed capital" in text
-    assert "Veldora" not in text.partition("## Since the version before")[0]
+    assert "Veldora" not in text.partition("## Changes")[0]
     assert "picture.png" in files and "values.safetensors" not in files and "old.sig" not in files
     assert EditPack.from_pretrained("me/pack").source is None
+
+
+def test_the_card_keeps_what_changed_from_version_to_version(hub: LoopbackHub, pack: EditPack) -> None:
+    def told() -> str:
+        return hub.files("me/packs")["lamp/README.md"].decode().partition("## Changes")[2].partition("<!--")[0].strip()
+
+    more = EditSet([*pack.edits, Edit("Is *it* red?", "No.", id="red")])
+    changed = make_pack(tiny_model(), edits=more)
+    remade = dataclasses.replace(changed, manifest=dataclasses.replace(changed.manifest, seed=7))
+    first = pack.push_to_hub("me/packs", subfolder="lamp")
+    assert not told()
+    second = changed.push_to_hub("me/packs", subfolder="lamp")
+    added = f"### Since {first.commit[:7]}\n\n- Added red, Is \\*it\\* red?: No."
+    for again in (changed, changed):  # the same edits and settings
+        again.push_to_hub("me/packs", subfolder="lamp", layout="bf16")
+        assert told() == added
+    third = hub.repositories["me/packs"].branches["main"]
+    assert third != second.commit
+    remade.push_to_hub("me/packs", subfolder="lamp")
+    assert told() == f"### Since {third[:7]}\n\n- Setting seed: 0 → 7\n\n{added}"
+
+    hub.upload("me/packs", {"lamp/edit_pack.json": b"{}"})
+    pack.push_to_hub("me/packs", subfolder="lamp")  # what is there cannot be compared, what is told stays
+    assert told().endswith(added)
+
+
+def test_of_very_many_changes_the_first_are_told(hub: LoopbackHub, pack: EditPack) -> None:
+    pack.push_to_hub("me/pack")
+    many = EditSet([*pack.edits, *(Edit(f"What is {i}?", "A number.", id=str(i)) for i in range(60))])
+    make_pack(tiny_model(), edits=many).push_to_hub("me/pack")
+    card = hub.files("me/pack")["README.md"].decode()
+    assert card.count("\n- Added ") == 50 and "- and 10 more" in card
 
 
 def test_several_packs_in_one_repository(hub: LoopbackHub, pack: EditPack) -> None:
