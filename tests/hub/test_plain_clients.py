@@ -89,6 +89,7 @@ def test_packs_open_for_everybody_and_belong_to_their_base(server: LoopbackHub, 
         near(loaded(subfolder="other"), expected_other)
         near(AutoModelForCausalLM.from_pretrained("me/pack"))
         near(AutoModelForCausalLM.from_pretrained("me/pack", adapter_kwargs={"revision": "v1"}))
+        near(AutoModelForCausalLM.from_pretrained("me/pack", adapter_kwargs={"subfolder": "other"}), expected_other)
         near(PeftModel.from_pretrained(base(), "me/pack"))
         near(PeftModel.from_pretrained(base(), "me/pack", revision="v1"))
         near(PeftModel.from_pretrained(base(), "me/pack", subfolder="other"), expected_other)
@@ -119,3 +120,33 @@ def test_packs_open_for_everybody_and_belong_to_their_base(server: LoopbackHub, 
     assert run(server, tmp_path / "home", code.replace("MOVED", str(tmp_path / "moved"))).split() == [first]
     assert server.repositories["org/base"].branches["main"] != first
     assert server.repositories["me/pack"].tags.keys() == {"v1"}
+
+
+@pytest.mark.slow  # a process of its own too
+def test_a_private_pack_opens_for_its_owner_alone(server: LoopbackHub, tmp_path: Path) -> None:
+    code = """
+        pack = make_pack(base())
+        pack.push_to_hub("me/secret", private=True)
+        pack.push_to_hub("me/secret", subfolder="sets/one")
+
+        def adapted(**options):
+            model = base()
+            model.load_adapter("me/secret", adapter_kwargs=options)
+            return model
+
+        def opened(token=None, **options):
+            return AutoModelForCausalLM.from_pretrained("me/secret", token=token, adapter_kwargs=options)
+
+        for way in (adapted, opened):
+            for token in (False, "org-token"):
+                try:
+                    way(token=token)
+                except (OSError, ValueError) as error:
+                    assert "me/secret" in str(error)
+                else:
+                    raise AssertionError("a private pack was opened by somebody else")
+        for model in (adapted(), opened(), adapted(subfolder="sets/one"), opened(subfolder="sets/one")):
+            torch.testing.assert_close(logits(model), dense_logits(base(), pack.deltas), rtol=1e-4, atol=1e-4)
+    """
+    run(server, tmp_path / "home", code)
+    assert server.repositories["me/secret"].private
