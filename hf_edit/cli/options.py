@@ -23,6 +23,7 @@ Memory = Annotated[
     typer.Option(help="Most memory beside the model, such as 2GB; less then runs at once. [default: all there is]"),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Collection = Annotated[str | None, typer.Option(help="Collection to add it to: a slug, or a title, which makes one.")]
 Out = Annotated[Path, typer.Option(help="Directory of the pack; a pack already there is replaced.")]
 Answers = Annotated[bool, typer.Option(help="Ask the model every edit's prompt before and after.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]

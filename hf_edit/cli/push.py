@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hf_edit.cli.options import Json
+from hf_edit.cli.options import Collection, Json
 from hf_edit.cli.output import print_facts, print_json
 from hf_edit.errors import ConfigError
 
@@ -19,9 +19,7 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Of a new repository; refuse a public one.")] = False,
     subfolder: Annotated[str | None, typer.Option(help="Folder in the repository.")] = None,
     branch: Annotated[str | None, typer.Option(help="Branch of the repository. [default: main]")] = None,
-    collection: Annotated[
-        str | None, typer.Option(help="Collection to add it to: a slug, or a title, which makes one.")
-    ] = None,
+    collection: Collection = None,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
     base_model: Annotated[
         str | None, typer.Option(help="Id of the base on the Hub, where the pack was computed on a local one.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_edit.cli.options import Device, Dtype, Json, Model, Revision
+from hf_edit.cli.options import Collection, Device, Dtype, Json, Model, Revision
 from hf_edit.cli.output import print_facts, print_json, print_table, readable_size
 from hf_edit.cli.progress import Bars
 from hf_edit.errors import ConfigError
@@ -143,6 +143,7 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Of a new repository; refuse a public one.")] = False,
     tag: Annotated[str | None, typer.Option(help="A name for this version, which must be new.")] = None,
     branch: Annotated[str | None, typer.Option(help="Branch of the repository. [default: main]")] = None,
+    collection: Collection = None,
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -154,7 +155,9 @@ def push(
     from hf_edit.statistics.sharing import push_statistics
 
     loaded, _ = load_model(model, dtype=dtype, device=device, revision=revision)
-    done = push_statistics(EditableModel.of(loaded), repository, tag=tag, branch=branch, private=private or None)
+    done = push_statistics(
+        EditableModel.of(loaded), repository, tag=tag, branch=branch, private=private or None, collection=collection
+    )
     if as_json:
         print_json({"model": model, "repository": done.repo_id, "commit": done.commit, "url": done.url})
     else:

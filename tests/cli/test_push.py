@@ -156,8 +156,9 @@ def test_statistics(
     failed(hf_edit("stats", "push", "me/stats", *model), "no statistics of this model", "hf-edit stats collect")
     options = ("--tokens", 250, "--conversations", 0, "--layers", "1", "--format", "plain", "--json")
     hf_edit("stats", "collect", *model, *options)
-    document = json.loads(hf_edit("stats", "push", "me/stats", *model, "--tag", "v1", "--json").stdout)
-    assert hub.repositories["me/stats"].tags == {"v1": document["commit"]}
+    where = ("--tag", "v1", "--collection", "Statistics")
+    document = json.loads(hf_edit("stats", "push", "me/stats", *model, *where, "--json").stdout)
+    assert hub.repositories["me/stats"].tags == {"v1": document["commit"]} and len(hub.collections) == 1
 
     monkeypatch.setenv("HF_EDIT_CACHE", str(tmp_path / "there"))
     pulled = json.loads(hf_edit("stats", "pull", "me/stats", *model, "--at", "v1", "--json").stdout)
