@@ -44,8 +44,8 @@ class Shard:
         return f"{self.number}/{self.count}"
 
     def split(self, processes: Processes) -> Shard:
-        """This process's part of it."""
-        return Shard((self.number - 1) * processes.count + processes.rank + 1, self.count * processes.count)
+        """This process's part of it; the parts of all come to the same, however many there are."""
+        return Shard(self.number + processes.rank * self.count, self.count * processes.count)
 
     def of(self, items: Sequence[T]) -> Sequence[T]:
         """The part of `items`: every `count`-th."""

@@ -28,12 +28,13 @@ CONFIG = StatisticsConfig(tokens=256, conversations=3, length=32, batch=2)
 Make = Callable[..., Path]
 
 
-@given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 30))
-def test_shards_and_processes_are_disjoint_and_everything(count: int, processes: int, n: int) -> None:
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=9), st.integers(0, 30))
+def test_shards_and_processes_are_disjoint_and_everything(processes: list[int], n: int) -> None:
+    """Whatever number of processes each shard is collected by."""
     parts = [
-        Shard(number, count).split(Processes(rank, processes)).of(range(n))
-        for number in range(1, count + 1)
-        for rank in range(processes)
+        Shard(number, len(processes)).split(Processes(rank, several)).of(range(n))
+        for number, several in enumerate(processes, start=1)
+        for rank in range(several)
     ]
     assert sorted(i for part in parts for i in part) == list(range(n))
 
