@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from hf_edit.batching import batched
+from hf_edit.batching import batched, evenly
 from hf_edit.errors import HfEditError
 
 
@@ -62,8 +62,11 @@ class Processes:
         return items[self.rank :: self.count]
 
     def batches(self, items: Sequence[T], size: int) -> list[Sequence[T]]:
-        """Runs of `size` items in order; of fewer where not every process would get one."""
-        return list(batched(items, max(1, min(size, -(-len(items) // self.count)))))
+        """Runs of `size` items in order; for several processes shorter ones, of which each gets as many as any other."""
+        if self.count == 1:
+            return list(batched(items, size))
+        rounds = -(-len(items) // (size * self.count))
+        return evenly(items, min(len(items), rounds * self.count))
 
     def map(self, compute: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """`compute` of every item, in order; each process computes its share and tells the others.

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from hf_edit import AnyEditConfig, EditPack, EMSEditConfig, MemitConfig, UnKEConfig, edit
@@ -225,6 +227,19 @@ def test_what_processes_tell_each_other(tmp_path: Path) -> None:
             "is_first": rank == 0,
             "placed": "cpu" if not torch.cuda.is_available() else f"cuda:{rank}",
         }
+
+
+@given(n=st.integers(0, 60), size=st.integers(1, 20), count=st.integers(1, 5))
+def test_every_process_gets_as_much_as_any_other(n: int, size: int, count: int) -> None:
+    batches = Processes(0, count).batches(range(n), size)
+    assert [i for batch in batches for i in batch] == list(range(n))
+    lengths = [len(batch) for batch in batches]
+    assert all(0 < length <= size for length in lengths)
+    if count == 1:
+        assert lengths[:-1] == [size] * (len(lengths) - 1)
+    else:
+        assert len(batches) % count == 0 or set(lengths) == {1}
+        assert max(lengths, default=0) - min(lengths, default=0) <= 1
 
 
 def test_one_alone_pays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

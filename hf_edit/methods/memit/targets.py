@@ -45,7 +45,7 @@ def in_batches(
     """The targets of all facts, in their order, from batches of about equally long ones, which need little padding.
 
     Args:
-        size: of a batch; less where every process would not get one.
+        size: of a batch; less where processes would else not get as many each.
         optimise: gives the targets of a batch, in one part or several.
         processes: which share the batches.
     """
