@@ -38,7 +38,7 @@ class KeyedRows:
         """Some of the rows, by index or by a boolean mask (R,)."""
         return KeyedRows(
             self.ids[rows],
-            self.entering[rows.to(self.entering.device)],
+            self.entering[rows],
             self.prefix.rows(rows),
             self.mask[rows],
             self.where[rows],

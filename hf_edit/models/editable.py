@@ -183,11 +183,13 @@ class EditableModel:
         entering: Iterable[int] = (),
         leaving: Iterable[int] = (),
         start: Mapping[int, Tensor] | None = None,
+        spread: bool = False,
     ) -> Trace:
         """Run `ids` (B, T) as far as needed and keep what is asked for.
 
         Args:
             start: `{block: residual stream entering it}`, (B, T, d): begin there instead of at the embeddings.
+            spread: what is kept stays where the blocks lie, which may be several devices; else it comes to `device`.
         """
         inputs, outputs, entering, leaving = list(inputs), list(outputs), list(entering), list(leaving)
         trace = Trace()
@@ -210,7 +212,7 @@ class EditableModel:
             raise UnsupportedModelError(
                 f"A text does not run through {silent[0]} of {type(self.model).__name__}.", "Choose other layers."
             )
-        return trace
+        return trace if spread else trace.to(self.device)
 
     def logits(
         self,
@@ -286,7 +288,7 @@ class EditableModel:
             stack.enter_context(hook(keep))
             stack.enter_context(self._running({layer: states}, layer))
             run(self.model, ids, logits_to_keep=1)
-        return self._stream.side_by_side(left[0]).reshape(states.shape)
+        return self._stream.side_by_side(left[0]).reshape(states.shape).to(self.device)
 
     @cached_property
     def keeps_states(self) -> bool:

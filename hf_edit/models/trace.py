@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+import torch
 from torch import Tensor
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,3 +27,11 @@ class Trace:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     entering: dict[int, Tensor] = field(default_factory=dict)
     leaving: dict[int, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Trace:
+        """The same, all of it on one device."""
+
+        def moved(kept: dict[T, Tensor]) -> dict[T, Tensor]:
+            return {key: tensor.to(device) for key, tensor in kept.items()}
+
+        return Trace(moved(self.inputs), moved(self.outputs), moved(self.entering), moved(self.leaving))

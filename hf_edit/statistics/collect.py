@@ -132,7 +132,7 @@ def _add(moments: Accumulator, model: EditableModel, linears: Sequence[EditableL
 
 def _of_text(model: EditableModel, linears: Sequence[EditableLinear], rows: Tensor) -> dict[str, dict[str, Tensor]]:
     """Part -> linear name -> inputs, (n, d_in)."""
-    inputs = model.trace(rows.to(model.device), inputs=linears).inputs
+    inputs = model.trace(rows.to(model.device), inputs=linears, spread=True).inputs
     return {"text": {name: keys.flatten(0, 1) for name, keys in inputs.items()}}
 
 
@@ -141,7 +141,7 @@ def _of_talks(
 ) -> dict[str, dict[str, Tensor]]:
     """Part -> linear name -> inputs, (n, d_in); no part without tokens."""
     ids, _ = model.ids([talk.ids for talk in talks])  # no token sees the padding behind it
-    inputs = model.trace(ids, inputs=linears).inputs
+    inputs = model.trace(ids, inputs=linears, spread=True).inputs
     place = torch.arange(ids.shape[1])  # (T,)
     begins = torch.tensor([[talk.answer_start] for talk in talks])  # (B, 1)
     ends = torch.tensor([[len(talk)] for talk in talks])

@@ -127,7 +127,7 @@ class _Lockstep:
         stream = trace.leaving[layer] if self.model.writes_residual else trace.outputs[self.linear.name]
         check_finite(stream, f"The hidden state of layer {layer} over an edit's text")
         accumulate = torch.promote_types(self.model.dtype, torch.float32)
-        return stream[0, list(positions)].to(self.ids[i].device, accumulate).norm(dim=1)
+        return stream[0, list(positions)].to(accumulate).norm(dim=1)
 
 
 def _optimised(lockstep: _Lockstep, index: int, config: AnyEditConfig, n_edits: int, progress: Progress) -> Descended:

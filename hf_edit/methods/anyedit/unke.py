@@ -81,7 +81,7 @@ def train_block(
                 deltas[linear.name] = LowRankDelta(change.B.detach(), change.A.detach())
             else:
                 inputs = _weighted_inputs(model, linear, batches, objective, changes)
-                delta, lost = compressed_on(change, inputs, settings.rank)
+                delta, lost = compressed_on(change, inputs.to(change.device), settings.rank)
                 deltas[linear.name] = delta.to(dtype=change.dtype)
                 figures[f"compression_error.{linear.name}"] = lost
         sums = torch.stack([_squared_errors(model, layer, batch, deltas) for batch in batches]).sum(dim=0)
@@ -181,7 +181,7 @@ def _batch(model: EditableModel, layer: int, texts: Sequence[_Text]) -> _Batch:
         goal = model.block_outputs(layer, ids, entering, shift=(linear, shift))
     asked = float((goal - own).double().square().sum())
     check_finite(torch.tensor(asked), f"The change asked of block {layer}")
-    return _Batch(ids, kinds.to(goal.device), entering, goal, asked)
+    return _Batch(ids, kinds, entering, goal, asked)
 
 
 def _start(

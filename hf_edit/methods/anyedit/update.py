@@ -167,4 +167,4 @@ def _inputs_and_stream(
     else:
         trace = model.trace(batch.ids, batch.mask, inputs=[linear], outputs=[last])
         stream = trace.outputs[last.name]
-    return trace.inputs[linear.name].to(model.device), stream.to(model.device)
+    return trace.inputs[linear.name], stream

@@ -63,7 +63,7 @@ class Finetune:
         trainees = [Trainee(text, judged=True, weight=1.0) for text in texts]
         known = answered(preserve.conversations())[: config.conversations]
         dtype = torch.promote_types(model.dtype, torch.float32)
-        factors = LoraFactors(linears, config.rank, dtype, torch.Generator().manual_seed(config.seed))
+        factors = LoraFactors(linears, config.rank, dtype, torch.Generator().manual_seed(config.seed), model.device)
         teacher = Teacher(model, untaught([known, preserve.earlier], prompts, edits), first)
         course = Course(model, first, trainees, teacher, config.training, config.seed)
         trained = train(course, factors, checkpoints, progress)

@@ -100,7 +100,7 @@ def rows_of(model: EditableModel, linear: EditableLinear, facts: Sequence[Fact])
     columns = columns.clamp(0, ids.shape[1] - 1)
     aligned, aligned_mask = ids.gather(1, columns), there.to(mask.dtype)
     entering = trace.entering[linear.layer]
-    entering = entering.gather(1, columns[..., None].to(entering.device).expand(-1, -1, entering.shape[-1]))
+    entering = entering.gather(1, columns[..., None].expand(-1, -1, entering.shape[-1]))
     prefix = model.no_prefix(linear.layer)
     if before:
         prefix = model.extended(
@@ -123,7 +123,7 @@ def rows_of(model: EditableModel, linear: EditableLinear, facts: Sequence[Fact])
         labels=labels.to(ids.device),
         shares=torch.tensor(shares, dtype=accumulate, device=ids.device),
     )
-    return rows, stream[own, keys[own].to(stream.device)].to(ids.device, accumulate)
+    return rows, stream[own, keys[own]].to(accumulate)
 
 
 def _inputs(text: KeyedText) -> tuple[int, ...]:

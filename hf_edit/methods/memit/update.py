@@ -79,7 +79,7 @@ def mean_keys(model: EditableModel, linear: EditableLinear, facts: Sequence[Fact
     texts = [text for fact in facts for text in fact.texts]
     ids, mask, last = _up_to_keys(model, texts)
     inputs = model.trace(ids, mask, inputs=[linear]).inputs[linear.name]
-    found = inputs[torch.arange(len(texts)), last].to(model.device)  # (R, f)
+    found = inputs[torch.arange(len(texts)), last]  # (R, f)
     per_fact = found.split([len(fact.texts) for fact in facts])
     return torch.stack([found.new_tensor(fact.shares()) @ keys for fact, keys in zip(facts, per_fact, strict=True)])
 
@@ -89,7 +89,7 @@ def _reached(model: EditableModel, linear: EditableLinear, facts: Sequence[Fact]
     texts = [fact.texts[0] for fact in facts]
     ids, mask, last = _up_to_keys(model, texts)
     stream = model.trace(ids, mask, leaving=[linear.layer]).leaving[linear.layer]
-    return stream[torch.arange(len(texts)), last].to(model.device)
+    return stream[torch.arange(len(texts)), last]
 
 
 def _up_to_keys(model: EditableModel, texts: Sequence[KeyedText]) -> tuple[Tensor, Tensor, Tensor]:

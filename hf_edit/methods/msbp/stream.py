@@ -134,7 +134,7 @@ class Stream:
         """Keys where the answers of texts are predicted, with the update in place, (n, d_in) by linear name."""
 
         def kept(_: Tensor, inputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-            return {name: rows[batch.where] for name, rows in inputs.items()}
+            return {name: rows.to(self.model.device)[batch.where] for name, rows in inputs.items()}
 
         parts = list(self._passes(texts, kept, self.linears))
         return {linear.name: torch.cat([part[linear.name] for part in parts]) for linear in self.linears}

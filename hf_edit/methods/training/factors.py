@@ -74,14 +74,20 @@ class LoraFactors:
         rank: r, at most the size of the smaller side.
         dtype: of the factors.
         generator: of A.
+        device: of the factors; the model's, as losses are there.
     """
 
     def __init__(
-        self, linears: Sequence[EditableLinear], rank: int, dtype: torch.dtype, generator: torch.Generator
+        self,
+        linears: Sequence[EditableLinear],
+        rank: int,
+        dtype: torch.dtype,
+        generator: torch.Generator,
+        device: torch.device,
     ) -> None:
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}
         for linear in linears:
-            r, device = min(rank, linear.d_in, linear.d_out), next(linear.module.parameters()).device
+            r = min(rank, linear.d_in, linear.d_out)
             A = (2 * torch.rand(r, linear.d_in, generator=generator, dtype=dtype) - 1) / linear.d_in**0.5
             B = torch.zeros(linear.d_out, r, dtype=dtype)
             self._factors[linear.name] = B.to(device).requires_grad_(), A.to(device).requires_grad_()

@@ -12,6 +12,9 @@ from hf_edit.solvers.key_basis import Keys, key_basis
 from hf_edit.solvers.ridge import penalty
 
 
+CPU = torch.device("cpu")
+
+
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
@@ -23,7 +26,7 @@ def random(*shape: int) -> Tensor:
 def lora(view: EditableModel, rank: int = 4) -> LoraFactors:
     """Of three linears, two of them of one shape, trained a little."""
     linears = [view.linears[1], view.linears[2], *view.block_linears(2)[:1]]
-    factors = LoraFactors(linears, rank, torch.float64, generator())
+    factors = LoraFactors(linears, rank, torch.float64, generator(), CPU)
     with torch.no_grad():
         for leaf in factors.parameters():
             leaf += 0.1 * random(*leaf.shape)
@@ -94,7 +97,7 @@ def test_the_caller_keeps_the_start() -> None:
 
 
 def test_lora_begins_at_the_base(view: EditableModel) -> None:
-    factors = LoraFactors(view.linears[1:3], 4, torch.float32, generator())
+    factors = LoraFactors(view.linears[1:3], 4, torch.float32, generator(), CPU)
     first, second = factors.detached().values()
     for delta in (first, second):
         assert delta.rank == 4 and not delta.dense().any()
@@ -104,5 +107,5 @@ def test_lora_begins_at_the_base(view: EditableModel) -> None:
 
 
 def test_lora_has_no_more_rank_than_the_smaller_side(view: EditableModel) -> None:
-    (delta,) = LoraFactors(view.linears[:1], 1000, torch.float32, generator()).deltas().values()
+    (delta,) = LoraFactors(view.linears[:1], 1000, torch.float32, generator(), CPU).deltas().values()
     assert delta.rank == min(delta.shape) == 32

@@ -59,7 +59,7 @@ def learned(
     **training: Any,
 ) -> tuple[Trained, dict[str, LowRankDelta]]:
     """LoRA of full rank on two blocks, nothing held."""
-    factors = LoraFactors(view.linears[FIRST:], 32, torch.float32, torch.Generator().manual_seed(0))
+    factors = LoraFactors(view.linears[FIRST:], 32, torch.float32, torch.Generator().manual_seed(0), view.device)
     config = TrainingConfig(**{**QUICK, **training})
     teacher = Teacher(view, [], FIRST)
     course = Course(view, FIRST, trainees, teacher, config, 0, decoys)
