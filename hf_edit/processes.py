@@ -62,7 +62,7 @@ class Processes:
         return items[self.rank :: self.count]
 
     def batches(self, items: Sequence[T], size: int) -> list[Sequence[T]]:
-        """Runs of `size` items in order; for several processes shorter ones, of which each gets as many as any other."""
+        """Runs of `size` items in order; for several processes shorter ones, so that each gets equally many."""
         if self.count == 1:
             return list(batched(items, size))
         rounds = -(-len(items) // (size * self.count))
@@ -72,7 +72,7 @@ class Processes:
         """`compute` of every item, in order; each process computes its share and tells the others.
 
         Args:
-            compute: shares nothing with other processes itself; its tensors are on the CPU.
+            compute: works `alone`, as the others are at other items; its tensors are on the CPU.
 
         Raises:
             HfEditError: in all processes, what `compute` raised in one of them.
@@ -81,7 +81,8 @@ class Processes:
             return [compute(item) for item in items]
         own: list[R] | HfEditError
         try:
-            own = [compute(item) for item in self.mine(items)]
+            with alone():
+                own = [compute(item) for item in self.mine(items)]
         except HfEditError as error:  # told to the others, who would wait for results that never come
             own = error
         every = self.gathered(own)

@@ -23,10 +23,13 @@ from hf_edit.methods.msbp.config import CalibrationConfig
 from hf_edit.methods.polish.config import PolishSettings
 from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.models.editable import EditableModel
+from hf_edit.models.generation import continuations
 from hf_edit.processes import Processes, alone, is_first, placed
 from hf_edit.progress import Silent
 from hf_edit.prompting import PromptFormat
+from hf_edit.statistics import invented
 from hf_edit.statistics.config import StatisticsConfig
+from hf_edit.statistics.preserved import Preserved
 from hf_edit.statistics.shards import Shard
 from hf_edit.statistics.store import base_folder, obtain, obtain_corpus, obtain_shard
 from tests.launching import launched
@@ -47,7 +50,7 @@ CONFIGS: dict[str, Any] = {
     "apart": AnyEditConfig(
         backend="direct",
         together=False,
-        direct=PolishSettings(training=TrainingConfig(max_steps=3), strangers=0),
+        direct=PolishSettings(training=TrainingConfig(max_steps=3), strangers=2),
         statistics=STATISTICS,
     ),
     "unke": UnKEConfig(max_evaluations=4, statistics=STATISTICS, unke=UnKESettings(steps=4)),
@@ -143,6 +146,32 @@ def test_only_the_first_tells_and_each_does_its_share(runs: dict[int, Path]) -> 
         assert ours[stage] < theirs[stage]
     targets = len(list((runs[2] / "memit").iterdir()))
     assert targets == 2  # a batch for each
+
+
+def asked(out: Path) -> None:
+    """Questions of the same kind, and how many rows this process wrote for them."""
+    rows = 0
+
+    def counted(*args: Any) -> list[list[int]]:
+        nonlocal rows
+        rows += len(args[1])
+        return continuations(*args)
+
+    view, prompts = EditableModel.of(tiny_model()), PromptFormat.of("chat", tiny_tokenizer())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(invented, "continuations", counted)
+        found = Preserved(view, prompts, STATISTICS, 0, Silent()).strangers(EDITS, 6)
+    told = {"ids": [one.ids for one in found], "rows": rows}
+    (out / f"asked-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(told))
+
+
+def test_processes_share_questions_of_the_same_kind(tmp_path: Path) -> None:
+    launched(asked, tmp_path)
+    first, second = (json.loads((tmp_path / f"asked-{rank}.json").read_text()) for rank in (0, 1))
+    asked(tmp_path)
+    alone = json.loads((tmp_path / "asked-0.json").read_text())
+    assert first["ids"] == second["ids"] == alone["ids"] != []
+    assert first["rows"] + second["rows"] == alone["rows"] and 0 < second["rows"] < alone["rows"]
 
 
 def commands(out: Path, lines: list[list[str]]) -> None:

@@ -114,7 +114,12 @@ def invent_alike(
 
 
 def continued(
-    model: EditableModel, prompts: PromptFormat, openings: Sequence[str], config: StatisticsConfig, seed: int
+    model: EditableModel,
+    prompts: PromptFormat,
+    openings: Sequence[str],
+    config: StatisticsConfig,
+    seed: int,
+    processes: Processes = Processes(),
 ) -> list[str]:
     """Questions that begin with these words and go on as the model likes, without repetitions.
 
@@ -125,7 +130,7 @@ def continued(
     def written(number: int, part: Sequence[str]) -> list[tuple[str, bool]]:
         return _asked(model, prompts, part, sampled(seed, "continued", number))
 
-    went_on = iter(_in_batches("questions that go on", begun, config.batch, written))
+    went_on = iter(_in_batches("questions that go on", begun, config.batch, written, processes))
     found: dict[str, None] = {}
     for opening in openings:
         question, ended = (opening, True) if QUESTION_END.search(opening) else next(went_on)

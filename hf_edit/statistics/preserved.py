@@ -10,6 +10,7 @@ from hf_edit.edits import Edit, Message, Prompt, prompt_key, question_of
 from hf_edit.errors import StatisticsError
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.models.generation import greedy
+from hf_edit.processes import Processes
 from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.statistics.config import StatisticsConfig
@@ -62,8 +63,9 @@ class Preserved:
 
         Half of them ask the same of another edit's subject, where subjects are known; the others begin like the
         edit's, with another name in it if there is one, and go on as the model likes. The answers are the likeliest.
+        Several processes share the writing.
         """
-        config = self.config
+        config, processes = self.config, Processes.joined(self.model.device)
         self.progress.stage("questions of the same kind", 1)
         behind: dict[tuple[Message, ...], list[Edit]] = {}
         for edit in edits:
@@ -72,18 +74,23 @@ class Preserved:
         questions = [
             question
             for messages, some in behind.items()
-            for question in self._alike(messages, some, edits, count)
+            for question in self._alike(messages, some, edits, count, processes)
             if prompt_key(question) not in taken
         ]
         answered = invent_answers(
-            self.model, self.prompts, questions, config.answer_tokens, config.batch, lambda _: greedy
+            self.model, self.prompts, questions, config.answer_tokens, config.batch, lambda _: greedy, processes
         )
         strangers = [encoded for encoded in answered if encoded.answer_ids]
         self.progress.step()
         return strangers
 
     def _alike(
-        self, messages: tuple[Message, ...], edits: Sequence[Edit], every: Sequence[Edit], count: int
+        self,
+        messages: tuple[Message, ...],
+        edits: Sequence[Edit],
+        every: Sequence[Edit],
+        count: int,
+        processes: Processes,
     ) -> list[Prompt]:
         """Questions like these edits', behind the messages that theirs stand behind, such as a system prompt."""
         swapped = with_other_subjects(edits, count // 2, self.seed, every)
@@ -91,7 +98,7 @@ class Preserved:
         openings = with_other_names(self.model, self.prompts, edits, more, self.seed)
         nameless = [question_of(edit.prompt) for edit in edits if name_of(edit) is None]
         openings += first_words(nameless, more, self.seed)
-        alike = continued(self.model, self.prompts, openings, self.config, self.seed)
+        alike = continued(self.model, self.prompts, openings, self.config, self.seed, processes)
         return [(*messages, Message("user", text)) if messages else text for text in [*swapped, *alike]]
 
 

@@ -98,6 +98,16 @@ def test_earlier_packs_stay_attached(hf_edit: Command, arguments: list[Any], tmp
     assert result.exit_code == 2 and "fix:" in result.stderr
 
 
+def test_memory_may_be_bounded(hf_edit: Command, arguments: list[Any]) -> None:
+    options = ["--no-answers", "--json"]
+    taken = json.loads(hf_edit(*arguments, *options, "--memory", "1GB").stdout)["peak_memory"]
+    assert 0 < taken < 10**9
+    result = hf_edit(*arguments, *options, "--memory", "10KB")
+    assert result.exit_code == 2 and "the memory budget is 10KB" in result.stderr and "fix: " in result.stderr
+    result = hf_edit(*arguments, *options, "--memory", "plenty")
+    assert result.exit_code == 2 and "'plenty' is no amount of memory" in result.stderr
+
+
 def test_the_answers_can_be_left_out(hf_edit: Command, arguments: list[Any]) -> None:
     document = json.loads(hf_edit(*arguments, "--no-answers", "--json", "--limit", "1").stdout)
     assert document["edits"] == [{"id": "lamp", "target": "A fox made it."}]
