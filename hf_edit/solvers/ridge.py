@@ -60,8 +60,13 @@ def penalty(C: Tensor, weight: float, ridge: float) -> Penalty:
         ridge: relative to tr(C) / d_in.
 
     Raises:
-        ComputationError: C is not finite or has no positive definite neighbour at this ridge.
+        ComputationError: C is zero or not finite, or has no positive definite neighbour at this ridge.
     """
+    if not C.any():
+        raise ComputationError(
+            f"A second moment of width {C.shape[0]} is zero: what enters its map is zero at every token.",
+            "Edit other layers; an update of this map would have no effect.",
+        )
     C = C.double()
     C = (C + C.T) / 2
     mean_eigenvalue = C.diagonal().mean()

@@ -153,13 +153,18 @@ def test_a_penalty_is_its_weight_times_the_moment() -> None:
 @pytest.mark.parametrize(
     "C",
     [
-        torch.zeros(4, 4),
         torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0])),
         torch.full((4, 4), float("nan")),
         torch.diag(torch.tensor([1.0, float("inf"), 1.0, 1.0])),
     ],
-    ids=["zero", "indefinite", "nan", "infinite"],
+    ids=["indefinite", "nan", "infinite"],
 )
 def test_a_moment_that_cannot_be_solved_with(C: Tensor) -> None:
     with pytest.raises(ComputationError, match="width 4 .* ridge 0.001"):
         penalty(C, 1.0, ridge=1e-3)
+
+
+def test_a_moment_of_nothing() -> None:
+    with pytest.raises(ComputationError, match="width 4 is zero") as caught:
+        penalty(torch.zeros(4, 4), 1.0, ridge=1e-3)
+    assert "other layers" in caught.value.remedy
