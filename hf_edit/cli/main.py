@@ -89,6 +89,18 @@ class Verbs(TyperGroup):
             _fail(error.message, error.remedy)
         except OSError as error:
             _fail(visible(str(error)), "Check that the path exists, that you may use it, and that the disk has room.")
+        except (typer.Exit, typer.Abort):
+            raise  # which are RuntimeErrors, as what devices say of their memory is
+        except (MemoryError, RuntimeError) as error:
+            from hf_edit.models.memory import ran_out
+
+            if not ran_out(error):
+                raise
+            said = f": {visible(str(error))}" if str(error) else "."
+            _fail(
+                f"The memory ran out{said}",
+                "Use a larger device, load the model in bfloat16, or ask for less at once.",
+            )
         except KeyboardInterrupt:
             typer.echo(
                 "\ninterrupted: run the same command again; "

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -115,6 +116,12 @@ def raising(error: BaseException) -> typer.Typer:
     [
         (HfEditError("seven is too many.", "Use six."), 2, "error: seven is too many.\nfix: Use six.\n"),
         (PermissionError(13, "Permission denied", "packs"), 2, "error: [Errno 13] Permission denied: 'packs'\nfix: "),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried"),
+            2,
+            "error: The memory ran out: CUDA out of memory. Tried",
+        ),
+        (MemoryError(), 2, "error: The memory ran out.\nfix: "),
         (KeyboardInterrupt(), 130, "interrupted: run the same command again"),
     ],
 )
@@ -139,8 +146,9 @@ def test_a_warning_of_ours_is_a_note_and_others_stay_silent() -> None:
 
 
 def test_a_bug_keeps_its_traceback() -> None:
-    with pytest.raises(ZeroDivisionError):
-        CliRunner().invoke(raising(ZeroDivisionError()), ["verb"], catch_exceptions=False)
+    for bug in (ZeroDivisionError(), RuntimeError("shapes differ")):
+        with pytest.raises(type(bug)):
+            CliRunner().invoke(raising(bug), ["verb"], catch_exceptions=False)
 
 
 def first_words(output: str) -> list[str]:
