@@ -50,7 +50,7 @@ CONFIGS: dict[str, Any] = {
     "apart": AnyEditConfig(
         backend="direct",
         together=False,
-        direct=PolishSettings(training=TrainingConfig(max_steps=3), strangers=2),
+        direct=PolishSettings(training=TrainingConfig(max_steps=3), strangers=0),
         statistics=STATISTICS,
     ),
     "unke": UnKEConfig(max_evaluations=4, statistics=STATISTICS, unke=UnKESettings(steps=4)),
@@ -229,6 +229,7 @@ def disagree(out: Path) -> None:
         "map": processes.map(lambda item: 2 * item, range(5)),
         "few": processes.map(str, [7]),
         "none": processes.map(str, []),
+        "within": processes.map(lambda _: Processes.joined(CPU).count, range(3)),
         "once": processes.once(lambda: f"from {processes.rank}"),
         "first": processes.first(processes.rank),
         "gathered": processes.gathered(processes.rank),
@@ -249,6 +250,7 @@ def test_what_processes_tell_each_other(tmp_path: Path) -> None:
             "map": [0, 2, 4, 6, 8],
             "few": ["7"],
             "none": [],
+            "within": [1, 1, 1],  # no one else is at the same item
             "once": "from 0",
             "first": 0,
             "gathered": [0, 1, 2],
