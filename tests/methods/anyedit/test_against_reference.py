@@ -25,7 +25,7 @@ from hf_edit.statistics.moments import SecondMoments
 from tests.methods.anyedit.reference import chunk_bounds, reference_targets, reference_updates
 from tests.methods.preserving import Fixed
 from tests.short_of_memory import Short
-from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from tests.tiny import COMPARED, FAMILIES, tiny_model, tiny_tokenizer
 
 
 # a few steps on a random model leave every loss high, which the method rightly warns of
@@ -105,7 +105,7 @@ def check(
 FAST = {"window": 7, "max_evaluations": 6, "stop_loss": 1e-4}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COMPARED)
 def test_every_family(family: str) -> None:
     check(family, EDITS, AnyEditConfig(layers=(2,), **FAST))
 
@@ -226,7 +226,7 @@ def lengths_of(edits: EditSet, format: str) -> list[int]:
     return [len(prompts.encode(edit.prompt, edit.target).answer_ids) for edit in edits]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COMPARED)
 def test_edits_of_other_lengths(family: str) -> None:
     """A prompt of one token, so that nothing stands before its key, and a last chunk of one token."""
     lengths = lengths_of(MIXED, "plain")

@@ -22,7 +22,7 @@ from hf_edit.prompting import Encoded, PromptFormat
 from tests.methods.anyedit.test_against_reference import random_moments
 from tests.methods.memit.reference import reference_target, reference_updates
 from tests.methods.preserving import Fixed
-from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from tests.tiny import COMPARED, tiny_model, tiny_tokenizer
 
 
 # a few steps on a random model leave every loss high, which the method rightly warns of
@@ -90,7 +90,7 @@ def check(
     return [target.evaluations for target in found]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COMPARED)
 def test_every_family(family: str) -> None:
     check(family, MIXED, MemitConfig(layers=(2,), **FEW))
 

@@ -25,7 +25,7 @@ from hf_edit.prompting import Encoded, PromptFormat
 from tests.methods.msbp.reference import Reference
 from tests.methods.preserving import Fixed
 from tests.methods.training.moments import random_moments
-from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from tests.tiny import COMPARED, tiny_model, tiny_tokenizer
 
 
 # a few steps on a random model leave every loss high, which the method rightly warns of
@@ -128,7 +128,7 @@ def test_every_method_at_every_number_of_steps(method: str, steps: int) -> None:
     check("llama", method, steps=steps)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COMPARED)
 def test_every_family(family: str) -> None:
     check(family, "emsedit")
 

@@ -25,7 +25,7 @@ from tests.methods.polish.reference import reference_polish
 from tests.methods.preserving import Fixed
 from tests.methods.training.moments import random_moments
 from tests.methods.training.reference import Outcome
-from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from tests.tiny import COMPARED, tiny_model, tiny_tokenizer
 
 
 # a few steps on a random model leave every loss high, which the method rightly warns of
@@ -104,7 +104,7 @@ def unended(text: Encoded) -> Encoded:
     return Encoded(text.ids[:-1], text.answer_start)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COMPARED)
 def test_every_family(family: str) -> None:
     check(family, EDITS, settings())
 
