@@ -15,6 +15,7 @@ from hf_edit.methods.base import Checkpoints, EditResult
 from hf_edit.methods.checkpoints import FolderCheckpoints, NoCheckpoints
 from hf_edit.methods.finetune.config import FinetuneConfig, FinetuneTraining
 from hf_edit.methods.polish.config import PolishConfig
+from hf_edit.methods.training import state
 from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.methods.training.loop import KEPT_EVERY
 from hf_edit.models.borrow import borrowed
@@ -93,6 +94,17 @@ def test_a_killed_run_goes_on_to_the_same_bits(config: PolishConfig | FinetuneCo
         listener = Stopping()
         assert same(run(config, FolderCheckpoints(tmp_path, "base"), listener), whole)
         assert (listener.taken_up, listener.done) == (2 * KEPT_EVERY, STEPS)
+
+
+def test_a_run_that_came_to_rest_ends_there_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it rests at a step that is kept: killed while the end is asked for, or given again."""
+    monkeypatch.setattr(state, "PATIENCE_STEPS", 2 * KEPT_EVERY - 1)
+    still = {"batch": 6, "max_steps": STEPS, "learning_rate": 1e-12, "stop_loss": 0.0}  # each step draws all texts
+    config = replace(POLISH, training=TrainingConfig(**still))
+    whole = run(config, NoCheckpoints(), Stopping())
+    assert {figures["steps"] for figures in whole.receipt.values()} == {2 * KEPT_EVERY}
+    for _ in range(2):
+        assert same(run(config, FolderCheckpoints(tmp_path, "base"), Stopping()), whole)
 
 
 def test_other_runs_do_not_take_it_up(tmp_path: Path) -> None:
