@@ -194,5 +194,5 @@ def reference_training(
     final = {name: update.detach() for name, update in dense().items()}
     kept = [i for i in judged if right[i]]
     scale = smallest_scale(model, [texts[i] for i in kept], final, config.stop_loss) if config.shrink else 1.0
-    ask(kept, scaled(final, scale))
+    ask(judged, scaled(final, scale))
     return Outcome(scaled(final, scale), [losses[i] for i in judged], [right[i] for i in judged], step, scale)

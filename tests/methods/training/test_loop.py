@@ -18,8 +18,8 @@ from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.training.answering import SHORTEST, alike_in_length
 from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.methods.training.course import Course, Trained, Trainee
-from hf_edit.methods.training.ending import SCALES, UNSURE_LOSS
-from hf_edit.methods.training.factors import LoraFactors
+from hf_edit.methods.training.ending import SCALES, UNSURE_LOSS, confirmed, shrunk
+from hf_edit.methods.training.factors import KeyBasisFactors, LoraFactors
 from hf_edit.methods.training.loop import train
 from hf_edit.methods.training.outcome import result_of
 from hf_edit.methods.training.state import FORGOTTEN, PATIENCE_STEPS, WRONG, State
@@ -224,14 +224,35 @@ def test_a_finished_update_shrinks_while_all_stays_right(view: EditableModel, te
     assert [right_at(scale) for scale in tried] == [scale >= less.scale for scale in tried]
 
 
-def test_shrinking_asks_those_that_were_right_alone(view: EditableModel, texts: list[Text]) -> None:
-    """The wrong one is reported as it was before, and cannot hold the others up."""
+def test_shrinking_is_held_up_by_those_that_were_right_alone(view: EditableModel, texts: list[Text]) -> None:
+    """The wrong one cannot hold the others up, and is reported as it is after all."""
     trainees = [*of(texts[:1]), Trainee(texts[2], judged=True, weight=1e-6)]
     steps = {"max_steps": 40, "learning_rate": 0.04}
     full, _ = learned(view, trainees, shrink=False, **steps)
     less, deltas = learned(view, trainees, **steps)
     assert full.right == less.right == [True, False] and less.scale < 1
-    assert less.losses[0] == pytest.approx(fresh(view, texts[0], deltas)[0], abs=1e-4)
+    for text, loss, right in zip([texts[0], texts[2]], less.losses, less.right, strict=True):
+        assert fresh(view, text, deltas) == (pytest.approx(loss, abs=1e-4), right)
+
+
+def test_an_update_shrinks_while_all_stays_right_beside_each_decoy(view: EditableModel, texts: list[Text]) -> None:
+    """The decoy takes half of the update back, which at full size it bears."""
+    _, whole = learned(view, of(texts[:1]), shrink=False)
+
+    def scaled(by: float) -> dict[str, LowRankDelta]:
+        return {name: LowRankDelta(by * delta.B, delta.A) for name, delta in whole.items()}
+
+    def found(*decoys: dict[str, LowRankDelta]) -> float:
+        factors = KeyBasisFactors(*({n: getattr(d, side) for n, d in whole.items()} for side in ("A", "B")))
+        course = Course(view, FIRST, of(texts[:1]), Teacher(view, [], FIRST), TrainingConfig(**QUICK), 0, decoys)
+        state = State(course.judged, course.weights)
+        assert confirmed(course, factors, state)
+        return shrunk(course, factors, state)
+
+    assert found() == SCALES[-1] and fresh(view, texts[0], scaled(0.5))[1]
+    beside = found({}, scaled(-0.5))
+    assert beside > SCALES[-1]
+    assert fresh(view, texts[0], scaled(beside - 0.5))[1]
 
 
 def test_nothing_shrinks_until_an_answer_is_unsure(view: EditableModel, texts: list[Text]) -> None:
