@@ -21,7 +21,7 @@ from hf_edit.methods.checkpoints import FolderCheckpoints, NoCheckpoints
 from hf_edit.methods.msbp.hypernet import Hypernet
 from hf_edit.methods.msbp.training.config import HypernetConfig
 from hf_edit.methods.msbp.training.loop import train_hypernet
-from hf_edit.methods.polish.config import PolishConfig, PolishSettings
+from hf_edit.methods.polish.config import PolishConfig
 from hf_edit.methods.polish.method import Polish
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
@@ -107,11 +107,12 @@ def polish(
 
     Raises:
         PackError, BaseMismatchError: the pack is not sound, or `model` is not its base.
+        ConfigError: `config` are settings of something else.
         HfEditError: as for `edit`.
     """
     pack = pack_for(model, pack)
     pack.prompts(tokenizer)
-    if config is not None and not isinstance(config, PolishSettings):
+    if config is not None and not isinstance(config, PolishConfig):
         raise ConfigError(f"{type(config).__name__} are no settings of polish.", "Give a PolishConfig, or none.")
     settings = config or PolishConfig(format=pack.manifest.prompt_format.name)
     if settings.format is None:

@@ -510,8 +510,9 @@ def test_a_polished_pack_keeps_its_prompt_format(fast: AnyEditConfig) -> None:
     )
     polished = hf_edit.polish(pack, model=model, tokenizer=tokenizer, config=config)
     assert polished.manifest.prompt_format == pack.manifest.prompt_format
-    with pytest.raises(ConfigError, match="AnyEditConfig are no settings of polish"):
-        hf_edit.polish(pack, model=model, tokenizer=tokenizer, config=AnyEditConfig())  # type: ignore[arg-type]
+    for other in (AnyEditConfig(), AnyEditConfig(backend="direct").direct):
+        with pytest.raises(ConfigError, match=f"{type(other).__name__} are no settings of polish"):
+            hf_edit.polish(pack, model=model, tokenizer=tokenizer, config=other)  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("ignore::hf_edit.errors.HfEditWarning")  # few steps teach little
