@@ -63,14 +63,14 @@ class Preserved:
 
         Half of them ask the same of another edit's subject, where subjects are known; the others begin like the
         edit's, with another name in it if there is one, and go on as the model likes. The answers are the likeliest.
-        Several processes share the writing.
+        None is another wording of an edit, as far as these are known. Several processes share the writing.
         """
         config, processes = self.config, Processes.joined(self.model.device)
         self.progress.stage("questions of the same kind", 1)
         behind: dict[tuple[Message, ...], list[Edit]] = {}
         for edit in edits:
             behind.setdefault(() if isinstance(edit.prompt, str) else edit.prompt[:-1], []).append(edit)
-        taken = {prompt_key(edit.prompt) for edit in edits}
+        taken = {prompt_key(prompt) for edit in edits for prompt in (edit.prompt, *edit.paraphrases)}
         questions = [
             question
             for messages, some in behind.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -199,6 +200,18 @@ def test_swapped_questions_of_other_edits_are_no_strangers(view: EditableModel, 
     strangers = preserved(view, chat).strangers(edits, 4)
     assert strangers and not {stranger.prompt_ids for stranger in strangers} & asked
     assert chat.prompt_ids("Who rules Veldora?") in {stranger.prompt_ids for stranger in strangers}
+
+
+def test_other_wordings_of_an_edit_are_no_strangers(view: EditableModel, chat: PromptFormat) -> None:
+    """Where another edit's question about its subject is one."""
+    other = "Who is the founder of Arn?"
+    edits = [
+        Edit("Who founded Arn?", "Me.", subject="Arn", paraphrases=(other,)),
+        Edit("Who is the founder of Veldora?", "I.", subject="Veldora"),
+    ]
+    for some, among in ((edits, False), ([replace(edits[0], paraphrases=()), edits[1]], True)):
+        strangers = {stranger.prompt_ids for stranger in preserved(view, chat).strangers(some, 4)}
+        assert (chat.prompt_ids(other) in strangers) == among and chat.prompt_ids("Who founded Veldora?") in strangers
 
 
 def test_strangers_are_asked_behind_the_edits_own_system_message(view: EditableModel, chat: PromptFormat) -> None:

@@ -64,7 +64,7 @@ class Finetune:
         known = answered(preserve.conversations())[: config.conversations]
         dtype = torch.promote_types(model.dtype, torch.float32)
         factors = LoraFactors(linears, config.rank, dtype, torch.Generator().manual_seed(config.seed), model.device)
-        teacher = Teacher(model, untaught([known, preserve.earlier], prompts, edits), first)
+        teacher = Teacher(model, untaught([known, preserve.earlier], prompts, edits, texts), first)
         course = Course(model, first, trainees, teacher, config.training, config.seed)
         trained = train(course, factors, checkpoints, progress)
         return result_of(edits, trained, factors.detached())

@@ -158,7 +158,8 @@ class Polishing:
         each = min(settings.strangers, -(-MOST_STRANGERS // len(edits)))
         asked = self._preserve.strangers(edits, each) if each else ()
         rank = settings.rank or default_rank([len(one.text.labels) for one in trainees if one.judged])
-        pools = untaught([self._talks, [*asked, *self._preserve.earlier]], self._prompts, edits)
+        texts = [trainee.text for trainee in trainees]
+        pools = untaught([self._talks, [*asked, *self._preserve.earlier]], self._prompts, edits, texts)
         held = Teacher(self._model, pools, self.first, self._heard)
         factors = self._factors(trainees, rank, asked, self._start)
         if self._start and not self._helps(factors, trainees, held):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from hf_edit.edits import Edit
+from hf_edit.errors import ConfigError
 from hf_edit.methods.training.texts import Batch, Text, answer_logits, prepared
 from hf_edit.models.editable import EditableModel
 from hf_edit.prompting import Encoded, PromptFormat
@@ -23,9 +26,14 @@ def answered(conversations: Sequence[Encoded]) -> list[Encoded]:
     return [encoded for encoded in conversations if encoded.answer_ids]
 
 
-def untaught(pools: Sequence[Sequence[Encoded]], prompts: PromptFormat, edits: Iterable[Edit]) -> list[list[Encoded]]:
-    """Pools without the edits' own questions, which are not to be answered as before."""
-    taught = {prompts.prompt_ids(edit.prompt) for edit in edits}
+def untaught(
+    pools: Sequence[Sequence[Encoded]], prompts: PromptFormat, edits: Iterable[Edit], trained: Iterable[Text]
+) -> list[list[Encoded]]:
+    """Pools without the questions of edits, in any wording given or trained: not to be answered as before."""
+    taught = {tuple(text.ids[: text.start].tolist()) for text in trained}
+    for prompt in chain.from_iterable((edit.prompt, *edit.paraphrases) for edit in edits):
+        with suppress(ConfigError):  # a paraphrase that the format does not take is in no pool
+            taught.add(prompts.prompt_ids(prompt))
     return [[text for text in pool if text.prompt_ids not in taught] for pool in pools]
 
 

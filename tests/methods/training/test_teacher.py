@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_edit.methods.training.teacher import LIKELIEST, Known, Teacher, divergence
+from hf_edit.edits import Edit, Message
+from hf_edit.methods.training.teacher import LIKELIEST, Known, Teacher, divergence, untaught
 from hf_edit.methods.training.texts import Batch, Text, answer_logits, prepared
 from hf_edit.models.editable import EditableModel
-from hf_edit.prompting import Encoded
+from hf_edit.prompting import Encoded, PromptFormat
+from tests.tiny import tiny_tokenizer
 
 
 FIRST = 2
@@ -123,3 +125,15 @@ def test_every_text_is_drawn_at_some_time(view: EditableModel, talks: list[Encod
     teacher, generator = Teacher(view, [talks], FIRST), torch.Generator().manual_seed(0)
     seen = {tuple(one.text.ids.tolist()) for _ in range(30) for one in teacher.drawn(1, generator)}
     assert seen == {tuple(text.ids.tolist()) for text in prepared(view, talks, FIRST)}
+
+
+def test_what_is_taught_is_not_held(view: EditableModel) -> None:
+    """Neither an edit's question nor another wording of it, given or trained; of these a format may take not all."""
+    plain = PromptFormat.of("plain", tiny_tokenizer())
+    chat = (Message("system", "Be brief."), Message("user", "Who?"))
+    edits = [Edit("Who wrote it?", "Me.", paraphrases=("Whose is it?", chat)), Edit("Where?", "Here.")]
+    trained = prepared(view, [plain.encode("Please tell me: Where?", "Here.")], FIRST)
+    asked = ("Who wrote it?", "Whose is it?", "Why?"), ("Where?", "Please tell me: Where?", "When?")
+    pools = [[plain.encode(question, "Perhaps.") for question in questions] for questions in asked]
+    left = untaught(pools, plain, edits, trained)
+    assert left == [pools[0][2:], pools[1][2:]]
