@@ -109,7 +109,7 @@ class AnyEdit:
         if second_moments is None:
             preserved = [*preserve.conversations(), *preserve.earlier]
             layer = edited[-1].layer
-            deltas, block = train_block(model, layer, encoded, targets, preserved, config.unke, progress)
+            deltas, block = train_block(model, layer, encoded, targets, preserved, config.unke, config.seed, progress)
             shared = {name: round(value, 6) for name, value in block.items()}
             receipt = {id: {**figures, "block": shared} for id, figures in receipt.items()}
             return EditResult(deltas, [{} for _ in edits], receipt)

@@ -5,15 +5,16 @@ Three losses, each the mean over its tokens of |block(x) - y|^2:
 - the edits' other tokens (key paraphrase) and preserved texts (key preservation): y is the block's own output.
 All are in units of the mean squared change asked at a key, so that weights and errors mean the same in every model.
 
-What differs from the published code: keys have a weight of their own (there each counts 1 / all tokens), padding
-counts nothing, the learning rate is relative, no weight decays, and training stops when the keys are reached. Norms
-and biases stay as they are, since their change is no low-rank change of a linear map.
+What differs from the published code: keys have a weight of their own (there each counts 1 / all tokens), padding and
+tokens that are a key in another text count nothing, the learning rate is relative, no weight decays, and training
+stops when the keys are reached. Norms and biases stay as they are, since their change is no low-rank change of a
+linear map.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from hf_edit.errors import UnsupportedModelError
 from hf_edit.methods.anyedit.targets import Targets
 from hf_edit.methods.anyedit.unke_config import UnKESettings
+from hf_edit.methods.beginnings import beginnings
 from hf_edit.models.editable import EditableLinear, EditableModel, check_finite
 from hf_edit.models.reach import Reach
 from hf_edit.progress import Progress
@@ -33,7 +35,8 @@ from hf_edit.solvers.weighted import compressed_on
 
 ROUTER = re.compile(r"(^|[._])router(\.|$)|\.gate(\.|$)")
 """Names of maps that choose among experts."""
-KEY, OWN, PRESERVED, PADDING = range(4)
+KEY, OWN, PRESERVED, FREE = range(4)
+"""Kinds of tokens. Free ones count nothing: padding, and what is a key in another text, which cannot stay as it is."""
 BATCH_TOKENS = 4096  # tokens that run together; every step sees all of them, so this bounds memory and nothing else
 
 
@@ -44,6 +47,7 @@ def train_block(
     targets: Sequence[Targets],
     preserved: Sequence[Encoded],
     settings: UnKESettings,
+    seed: int,
     progress: Progress,
 ) -> tuple[dict[str, LowRankDelta], dict[str, float]]:
     """Train all linear maps of one block for all edits at once, beside the weights, which are only read.
@@ -56,6 +60,7 @@ def train_block(
         encoded: the edits' texts.
         targets: per edit, changes of the output of `model.linears[layer]`.
         preserved: texts over which the block keeps its outputs, such as questions with the base's own answers.
+        seed: of the factors that training begins with.
 
     Returns:
         The change of each linear map by its full name, and figures: `steps` taken; `key_error`, `own_error` and
@@ -67,10 +72,13 @@ def train_block(
         ComputationError: a loss that is not finite.
     """
     texts = [*(_Text(e, t) for e, t in zip(encoded, targets, strict=True)), *(_Text(e, None) for e in preserved)]
-    batches = [_batch(model, layer, group) for group in _grouped(texts)]
+    edited = {
+        beginnings(e.ids)[place] for e, t in zip(encoded, targets, strict=True) for place in t.positions.tolist()
+    }
+    batches = [_batch(model, layer, group, edited) for group in _grouped(texts)]
     objective = _Objective.of(batches, settings)
     linears = trained_linears(model, layer)
-    changes, parameters = _start(linears, settings, torch.promote_types(model.dtype, torch.float32))
+    changes, parameters = _start(linears, settings, seed, torch.promote_types(model.dtype, torch.float32))
     steps = _train(model, layer, batches, objective, changes, parameters, settings, progress)
 
     deltas, figures = {}, {"steps": float(steps)}
@@ -117,7 +125,7 @@ class _Batch:
     """Texts padded on the right, which no other token sees, and what the block shall make of them."""
 
     ids: Tensor  # (B, T)
-    kinds: Tensor  # (B, T), KEY, OWN, PRESERVED or PADDING
+    kinds: Tensor  # (B, T), KEY, OWN, PRESERVED or FREE
     entering: Tensor  # (B, T, d)
     goal: Tensor  # (B, T, d)
     asked: float  # sum of the squared changes asked at the keys
@@ -140,7 +148,7 @@ class _Objective:
     @classmethod
     def of(cls, batches: Sequence[_Batch], settings: UnKESettings) -> _Objective:
         kinds = torch.cat([batch.kinds.flatten() for batch in batches])
-        counts = torch.bincount(kinds, minlength=PADDING)[:PADDING].double()
+        counts = torch.bincount(kinds, minlength=FREE)[:FREE].double()
         asked = sum(batch.asked for batch in batches)
         unit = asked / float(counts[KEY]) or 1.0  # nothing asked: all errors are 0 already
         given = [settings.key_weight, settings.own_weight, settings.preserved_weight]
@@ -165,14 +173,16 @@ def _grouped(texts: Sequence[_Text]) -> Iterator[list[_Text]]:
     yield group
 
 
-def _batch(model: EditableModel, layer: int, texts: Sequence[_Text]) -> _Batch:
+def _batch(model: EditableModel, layer: int, texts: Sequence[_Text], edited: Collection[int]) -> _Batch:
+    """The texts, padded. `edited` are beginnings that end in a key."""
     ids, _ = model.ids([text.encoded.ids for text in texts])
     entering = model.trace(ids, entering=[layer]).entering[layer]
     linear = model.linears[layer]
     shift = entering.new_zeros(*ids.shape, linear.d_out)
-    kinds = torch.full_like(ids, PADDING)
+    kinds = torch.full_like(ids, FREE)
     for row, (encoded, targets) in enumerate(texts):
         kinds[row, : len(encoded)] = PRESERVED if targets is None else OWN
+        kinds[row, [place for place, beginning in enumerate(beginnings(encoded.ids)) if beginning in edited]] = FREE
         if targets is not None:
             kinds[row, targets.positions] = KEY
             shift[row, targets.positions] = targets.deltas.to(shift)
@@ -185,14 +195,14 @@ def _batch(model: EditableModel, layer: int, texts: Sequence[_Text]) -> _Batch:
 
 
 def _start(
-    linears: Sequence[EditableLinear], settings: UnKESettings, dtype: torch.dtype
+    linears: Sequence[EditableLinear], settings: UnKESettings, seed: int, dtype: torch.dtype
 ) -> tuple[dict[str, LowRankDelta | Tensor], list[dict[str, Any]]]:
     """Changes of zero by linear name, and their tensors with Adam's learning rates.
 
     One learning rate serves both parametrisations: B moves so fast that the product's first step moves the output at
     an input about as far as a step of the whole weight would. A moves by that share of its own size.
     """
-    generator = torch.Generator().manual_seed(0)  # the same start in every run
+    generator = torch.Generator().manual_seed(seed)
     changes: dict[str, LowRankDelta | Tensor] = {}
     parameters: list[dict[str, Any]] = []
     for linear in linears:
@@ -268,6 +278,6 @@ def _weighted_inputs(
         for batch in batches:
             start = {linear.layer: batch.entering}
             inputs = model.trace(batch.ids, inputs=[linear], start=start).inputs[linear.name]
-            real = batch.kinds != PADDING
+            real = batch.kinds != FREE
             columns.append(inputs[real] * objective.weights.to(inputs)[batch.kinds[real]].sqrt()[:, None])
     return torch.cat(columns).T

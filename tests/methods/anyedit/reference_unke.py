@@ -60,12 +60,27 @@ def inputs_of(model: PreTrainedModel, linear: nn.Module, ids: Tensor, weights: M
 
 def token_weights(taught: Sequence[Taught], preserved: Sequence[Ids], settings: UnKESettings) -> list[list[float]]:
     """Per text and token, what its squared error counts in the loss, before the unit."""
-    n_keys = sum(len(change) for _, change in taught)
-    n_own = sum(len(ids) for ids, _ in taught) - n_keys
-    n_preserved = sum(len(ids) for ids in preserved)
-    key, own = settings.key_weight / n_keys, settings.own_weight / n_own
-    weights = [[key if position in change else own for position in range(len(ids))] for ids, change in taught]
-    return weights + [[settings.preserved_weight / n_preserved] * len(ids) for ids in preserved]
+    given = {"key": settings.key_weight, "own": settings.own_weight, "preserved": settings.preserved_weight}
+    kinds = [
+        [
+            "key"
+            if change is not None and place in change
+            else "none"
+            if is_key(ids[: place + 1], taught)
+            else "preserved"
+            if change is None
+            else "own"
+            for place in range(len(ids))
+        ]
+        for ids, change in [*taught, *((ids, None) for ids in preserved)]
+    ]
+    every = sum(kinds, [])
+    return [[given[kind] / every.count(kind) if kind in given else 0.0 for kind in text] for text in kinds]
+
+
+def is_key(begun: Ids, taught: Sequence[Taught]) -> bool:
+    """Whether an edit begins so, and has a key at the last of these tokens."""
+    return any(ids[: len(begun)] == begun and len(begun) - 1 in change for ids, change in taught)
 
 
 def starting_factors(
