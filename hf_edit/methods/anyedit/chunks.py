@@ -76,19 +76,19 @@ def sentences(length: int, ends: Sequence[int], smallest: int, largest: int) -> 
 
 
 def surprising(surprisals: Sequence[float], size: int) -> list[Chunk]:
-    """As many chunks as windows of `size` tokens, begun by the most surprising tokens (AnyEdit++, arXiv 2606.01053).
+    """Chunks begun by the most surprising tokens, as many as windows of `size` tokens (AnyEdit++, arXiv 2606.01053).
 
-    The first token begins a chunk anyway and is not among the boundaries; of equally surprising ones the first is.
+    Where the first token is not among them, it begins one chunk more. Of equally surprising tokens the earlier counts.
     Chunks have no largest length.
 
     Args:
         surprisals: (A,) -log p of each token under the unedited model.
-        size: W >= 1; there are ceil(A / W) chunks.
+        size: W >= 1; ceil(A / W) tokens are boundaries.
     """
     length = len(surprisals)
-    by_surprisal = sorted(range(1, length), key=lambda token: -surprisals[token])
-    starts = sorted(by_surprisal[: -(-length // size) - 1])
-    return [Chunk(start, end) for start, end in pairwise([0, *starts, length])]
+    by_surprisal = sorted(range(length), key=lambda token: -surprisals[token])
+    starts = {0, *by_surprisal[: -(-length // size)]}
+    return [Chunk(start, end) for start, end in pairwise([*sorted(starts), length])]
 
 
 def key_position(answer_start: int, chunk: Chunk) -> int:

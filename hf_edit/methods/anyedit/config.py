@@ -53,7 +53,7 @@ class AnyEditConfig(Settings):
     )
     window: int = setting(
         20,
-        "Answer tokens per chunk: of sentences the most, by surprisal the mean, without chunks unused. [40]",
+        "Answer tokens per chunk: of sentences the most, by surprisal about the mean, without chunks unused. [40]",
         at_least=1,
     )
     min_chunk: int = setting(8, "Sentences below so many tokens are joined to the next.", at_least=1)

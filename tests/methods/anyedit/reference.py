@@ -34,11 +34,11 @@ def chunk_bounds(model: PreTrainedModel, prompts: PromptFormat, encoded: Encoded
     ids = torch.tensor([encoded.ids])
     with torch.no_grad():
         p = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].softmax(dim=-1)
-    surprise = {j: -float(p[encoded.answer_start + j - 1, encoded.answer_ids[j]].log()) for j in range(1, length)}
-    starts = {0}
-    while len(starts) < length / config.window:
-        starts.add(max((j for j in surprise if j not in starts), key=lambda j: (surprise[j], -j)))
-    edges = [*sorted(starts), length]
+    surprise = {j: -float(p[encoded.answer_start + j - 1, encoded.answer_ids[j]].log()) for j in range(length)}
+    begun: set[int] = set()
+    while len(begun) < length / config.window:
+        begun.add(max((j for j in surprise if j not in begun), key=lambda j: (surprise[j], -j)))
+    edges = [*sorted(begun | {0}), length]
     return list(zip(edges, edges[1:], strict=False))
 
 

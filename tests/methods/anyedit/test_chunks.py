@@ -90,14 +90,16 @@ def test_sentences_end_within_the_answer(text: str, cuts: list[int]) -> None:
 def test_surprising_tokens_begin_chunks(surprisals: list[float], size: int) -> None:
     chunks = surprising(surprisals, size)
     check_cover(chunks, len(surprisals))
-    assert len(chunks) == ceil(len(surprisals) / size)
-    begun = [surprisals[chunk.start] for chunk in chunks[1:]]
-    others = [s for token, s in enumerate(surprisals) if token and token not in {chunk.start for chunk in chunks}]
-    assert not begun or not others or min(begun) >= max(others)
+    count = ceil(len(surprisals) / size)
+    most = sorted(range(len(surprisals)), key=lambda token: (-surprisals[token], token))[:count]
+    assert {chunk.start for chunk in chunks} == {0, *most}
+    assert len(chunks) == count + (0 not in most)
 
 
 def test_equally_surprising_tokens() -> None:
     assert surprising([9.0, 1.0, 1.0, 1.0, 1.0], size=2) == [(0, 1), (1, 2), (2, 5)]
+    assert surprising([1.0, 9.0, 9.0, 1.0, 9.0], size=2) == [(0, 1), (1, 2), (2, 4), (4, 5)]
+    assert surprising([1.0, 9.0, 2.0], size=40) == [(0, 1), (1, 3)]
 
 
 def test_a_key_sits_before_its_chunk() -> None:
