@@ -176,7 +176,9 @@ class _Combination:
             joined, own = self._reverting(join, reverted) if reverted else (join.solved(), {})
             self.progress.step()
             right = {one.edit.id: ok for one, ok in zip(kept, joined.right, strict=True)}
-            warn_of_missed(right, "word for word after the solve", "Polish the pack, or raise its rank.")
+            warn_of_missed(
+                right, "are not answered word for word after the solve", "Polish the pack, or raise its rank."
+            )
             receipt: dict[str, Any] = {"preservation": joined.preservation, "lost_to_rank": joined.lost_to_rank}
             receipt |= {"right": right, **({"own_text": own} if reverted else {})}
             return self._pack("revert" if reverted else "stack", kept, joined.deltas, receipt)

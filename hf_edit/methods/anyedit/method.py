@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 
 from hf_edit.edits import EditSet
-from hf_edit.errors import HfEditWarning
 from hf_edit.methods.anyedit.chunking import chunks_of
 from hf_edit.methods.anyedit.chunks import Chunk
 from hf_edit.methods.anyedit.config import AnyEditConfig
@@ -24,6 +22,7 @@ from hf_edit.methods.layers import mlp_outputs
 from hf_edit.methods.polish.apart import polished_apart
 from hf_edit.methods.polish.config import PolishSettings
 from hf_edit.methods.polish.method import polished, polished_linears
+from hf_edit.methods.training.outcome import warn_of_missed
 from hf_edit.methods.training.texts import prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.processes import Processes
@@ -33,6 +32,7 @@ from hf_edit.statistics.moments import SecondMoments
 
 
 MISSED_LOSS = 0.5
+"""An edit with a target above it will hardly be answered as asked."""
 
 
 class AnyEdit:
@@ -104,7 +104,9 @@ class AnyEdit:
         by_edit = dict(zip(order, (each for batch in found for each in batch), strict=True))
         targets = [by_edit[i] for i in range(len(edits))]
         receipt = {edit.id: _figures(t) for edit, t in zip(edits, targets, strict=True)}
-        _warn_of_missed(receipt, config)
+        reached = {id: figures["worst_chunk_loss"] <= MISSED_LOSS for id, figures in receipt.items()}
+        what = f"have a chunk whose loss stayed above {MISSED_LOSS:g} (stop_loss is {config.stop_loss:g})"
+        warn_of_missed(reached, what, "Raise max_evaluations or clamp.")
 
         if second_moments is None:
             preserved = [*preserve.conversations(), *preserve.earlier]
@@ -190,15 +192,3 @@ def _figures(targets: Targets) -> dict[str, Any]:
         "target_norm": round(float(norms.mean()), 4),
         "evaluations": int(targets.evaluations.sum()),
     }
-
-
-def _warn_of_missed(receipt: dict[str, dict[str, Any]], config: AnyEditConfig) -> None:
-    """Name the edits whose targets stayed far from the stopping loss: they will hardly be answered as asked."""
-    missed = [i for i, figures in receipt.items() if figures["worst_chunk_loss"] > MISSED_LOSS]
-    if missed:
-        warnings.warn(
-            f"{len(missed)} of {len(receipt)} edits have a chunk whose loss stayed above {MISSED_LOSS:g} (stop_loss "
-            f"is {config.stop_loss:g}): {', '.join(missed[:5])}. Raise max_evaluations or clamp.",
-            HfEditWarning,
-            stacklevel=2,
-        )

@@ -20,6 +20,7 @@ from hf_edit.methods.memit.config import AlphaEditConfig, MemitConfig, ShortFact
 from hf_edit.methods.memit.facts import Fact, names_subject, prepared
 from hf_edit.methods.memit.targets import Targets, in_batches, optimise_targets
 from hf_edit.methods.memit.update import spread_update
+from hf_edit.methods.training.outcome import warn_of_missed
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.processes import Processes
 from hf_edit.progress import Progress
@@ -31,6 +32,7 @@ from hf_edit.statistics.moments import SecondMoments
 
 
 MISSED_LOSS = 0.5
+"""An edit with a target above it will hardly be answered as asked."""
 Config = TypeVar("Config", bound=ShortFactConfig)
 
 
@@ -95,7 +97,9 @@ class ShortFacts(ABC, Generic[Config]):
             lambda linear, columns: self.solve(self._moment(moments, linear).to(model.device), columns),
         )
         receipt = {edit.id: figures for edit, figures in zip(edits, _figures(targets), strict=True)}
-        _warn_of_missed(receipt, config)
+        reached = {id: figures["loss"] <= MISSED_LOSS for id, figures in receipt.items()}
+        what = f"have a target whose loss stayed above {MISSED_LOSS:g} (stop_loss is {config.stop_loss:g})"
+        warn_of_missed(reached, what, "Raise max_evaluations or clamp.")
         return EditResult(deltas, source, receipt)
 
     def _check_subjects(self, prompts: PromptFormat, edits: EditSet) -> None:
@@ -169,15 +173,3 @@ def _figures(targets: Targets) -> list[dict[str, Any]]:
             targets.losses, targets.divergences, targets.deltas, targets.evaluations, strict=True
         )
     ]
-
-
-def _warn_of_missed(receipt: dict[str, dict[str, Any]], config: ShortFactConfig) -> None:
-    """Name the edits whose targets stayed far from the stopping loss: they will hardly be answered as asked."""
-    missed = [i for i, figures in receipt.items() if figures["loss"] > MISSED_LOSS]
-    if missed:
-        warnings.warn(
-            f"The targets of {len(missed)} of {len(receipt)} edits stayed above a loss of {MISSED_LOSS:g} (stop_loss "
-            f"is {config.stop_loss:g}): {', '.join(missed[:5])}. Raise max_evaluations or clamp.",
-            HfEditWarning,
-            stacklevel=3,
-        )

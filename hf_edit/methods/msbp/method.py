@@ -233,8 +233,8 @@ class MultiStep:
             | ({} if lost is None else {"truncation_error": round(lost, 6)})
             for edit, loss, ok, size in zip(edits, losses, right, sizes, strict=True)
         }
-        how = f"as asked after {self.steps} steps"
-        warn_of_missed(dict(zip(receipt, right, strict=True)), how, "Take more steps, or smaller batches.")
+        what = f"are not answered as asked after {self.steps} steps"
+        warn_of_missed(dict(zip(receipt, right, strict=True)), what, "Take more steps, or smaller batches.")
         # where a network lay says nothing elsewhere; which one it was does
         used = {} if self.hypernet is None else {"hypernet": self.hypernet.identity()}
         return EditResult(stream.deltas, source if self.rule.solve else None, receipt, used)

@@ -106,7 +106,8 @@ def _note_answers(
         losses, right = answers(model, first, [text], deltas)
         receipt[id] = {"loss": round(float(losses[0]), 6), "right": bool(right[0]), **figures}
     answered = {id: figures["right"] for id, figures in receipt.items()}
-    warn_of_missed(answered, "as asked", "Polish the pack, raise the rank, or raise max_steps of the training.")
+    remedy = "Polish the pack, raise the rank, or raise max_steps of the training."
+    warn_of_missed(answered, "are not answered as asked", remedy)
 
 
 def _packed(deltas: Mapping[str, LowRankDelta]) -> dict[str, Tensor]:

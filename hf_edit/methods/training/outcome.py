@@ -1,4 +1,4 @@
-"""What training reports: every edit's final loss, which edits it taught, and a warning that names the others."""
+"""What is reported of an update: every edit's final loss, which edits it teaches, and a warning that names the others."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from hf_edit.methods.training.course import Trained
 from hf_edit.solvers.low_rank import LowRankDelta
 
 
+MOST_NAMED = 100
+"""Edits that a warning names one by one."""
+
+
 def result_of(edits: EditSet, trained: Trained, deltas: Mapping[str, LowRankDelta]) -> EditResult:
     """The trained update, with each edit's final loss per answer token and whether greedy decoding gives its answer.
 
@@ -24,12 +28,12 @@ def result_of(edits: EditSet, trained: Trained, deltas: Mapping[str, LowRankDelt
         for edit, loss, right in zip(edits, trained.losses, trained.right, strict=True)
     }
     right = dict(zip(receipt, trained.right, strict=True))
-    how = f"as asked after {trained.steps} steps"
+    what = f"are not answered as asked after {trained.steps} steps"
     if trained.rested:
         remedy = "Training came no further: edit more layers, raise the rank, or put fewer edits into a pack."
     else:
         remedy = "Raise max_steps of the training, or the rank."
-    warn_of_missed(right, how, remedy)
+    warn_of_missed(right, what, remedy)
     return EditResult(deltas, None, receipt)
 
 
@@ -43,12 +47,14 @@ def told_right(receipt: Mapping[str, Any], ids: Iterable[str]) -> dict[str, bool
     return {id: right for id, right in told.items() if isinstance(right, bool)}
 
 
-def warn_of_missed(right: Mapping[str, bool], how: str, remedy: str) -> None:
-    """Warn with an HfEditWarning that names the edits, by id, that are not answered `how`; none is no news."""
+def warn_of_missed(right: Mapping[str, bool], what: str, remedy: str) -> None:
+    """Warn with an HfEditWarning that names the edits, by id, that are not right, and says `what` they are instead."""
     missed = [id for id, ok in right.items() if not ok]
     if missed:
+        more = len(missed) - MOST_NAMED
+        rest = f" and {more} more, which the pack's receipt tells" if more > 0 else ""
         warnings.warn(
-            f"{len(missed)} of {len(right)} edits are not answered {how}: {', '.join(missed[:5])}. {remedy}",
+            f"{len(missed)} of {len(right)} edits {what}: {', '.join(missed[:MOST_NAMED])}{rest}. {remedy}",
             HfEditWarning,
             stacklevel=4,
         )

@@ -21,7 +21,7 @@ from hf_edit.methods.training.course import Course, Trained, Trainee
 from hf_edit.methods.training.ending import SCALES, UNSURE_LOSS, confirmed, shrunk
 from hf_edit.methods.training.factors import KeyBasisFactors, LoraFactors
 from hf_edit.methods.training.loop import train
-from hf_edit.methods.training.outcome import result_of
+from hf_edit.methods.training.outcome import MOST_NAMED, result_of, warn_of_missed
 from hf_edit.methods.training.state import FORGOTTEN, PATIENCE_STEPS, WRONG, State
 from hf_edit.methods.training.teacher import Teacher
 from hf_edit.methods.training.texts import Batch, Text, answer_logits, prepared
@@ -126,6 +126,17 @@ def test_training_ends_when_it_has_long_come_no_further(view: EditableModel, tex
     assert not any(slow.rests(step, 8) for step in range(150)) and slow.rests(150, 8)
     slow.right[1] = True  # which a stopping loss may wait for
     assert not slow.rests(151, 8)
+
+
+@pytest.mark.parametrize(
+    ("count", "end"), [(MOST_NAMED, ""), (MOST_NAMED + 3, " and 3 more, which the pack's receipt tells")]
+)
+def test_all_missed_edits_are_named_up_to_a_number(count: int, end: str) -> None:
+    right = {f"edit-{i}": i == 0 for i in range(count + 1)}
+    named = ", ".join(list(right)[1 : MOST_NAMED + 1])
+    with pytest.warns(HfEditWarning, match=rf"^{count} of {count + 1} edits are late: {named}{end}\. Hurry\.$"):
+        warn_of_missed(right, "are late", "Hurry.")
+    warn_of_missed({"a": True}, "are late", "Hurry.")
 
 
 def test_wordings_help_and_are_not_judged(view: EditableModel, texts: list[Text]) -> None:
