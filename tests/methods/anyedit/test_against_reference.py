@@ -99,6 +99,8 @@ def check(
     for change, asked in zip(changes, result.source, strict=True):
         values = asked[view.linears[config.layers[-1]].name]
         assert values.positions.tolist() == list(change)
+        if len(config.layers) == 1:  # of several, the last is asked for what those before it left
+            assert (values.values - torch.stack([*change.values()])).abs().max() <= 1e-9
     return [figures["evaluations"] for figures in result.receipt.values()]
 
 
@@ -173,6 +175,16 @@ def test_chunkers(chunker: str) -> None:
 def test_backends_with_earlier_edits(backend: str, layers: tuple[int, ...]) -> None:
     config = AnyEditConfig(layers=layers, backend=backend, null_share=0.6, beta=0.7, earlier_weight=0.4, **FAST)
     check("qwen2", EDITS, config, earlier=[("When did it end?", "Long ago."), ("a", "b")])
+
+
+@pytest.mark.parametrize("format", ["chat", "plain"])
+@pytest.mark.parametrize("backend", ["memit", "alphaedit"])
+def test_the_baselines_without_chunks(backend: str, format: str) -> None:
+    """As published: one key for each answer, and nothing else of its text held."""
+    config = AnyEditConfig(
+        layers=(1,), backend=backend, chunker="none", own_weight=0, null_share=0.6, beta=0.7, format=format, **FAST
+    )
+    check("llama", MIXED, config, format=format)
 
 
 @pytest.mark.parametrize("earlier", [[], [("Where?", "Here and there.")]])
