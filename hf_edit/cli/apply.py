@@ -13,7 +13,20 @@ import typer
 
 from hf_edit.cli.inputs import READERS, read_edits, read_settings
 from hf_edit.cli.methods import method_entry
-from hf_edit.cli.options import Answers, Assignments, Config, Device, Dtype, Json, Memory, Model, Out, Revision, Seed
+from hf_edit.cli.options import (
+    Answers,
+    Assignments,
+    Config,
+    Device,
+    Dtype,
+    Earlier,
+    Json,
+    Memory,
+    Model,
+    Out,
+    Revision,
+    Seed,
+)
 from hf_edit.cli.output import folder_size, last_text, print_facts, print_json, print_table, readable_size, shortened
 from hf_edit.cli.packs import pack_at
 from hf_edit.cli.progress import Bars
@@ -50,10 +63,7 @@ def apply(
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = "auto",
-    earlier: Annotated[
-        list[str] | None,
-        typer.Option(help="A pack that stays attached, and is not to be disturbed; may be repeated."),
-    ] = None,
+    earlier: Earlier = None,
     memory: Memory = None,
     answers: Answers = True,
     as_json: Json = False,
@@ -197,7 +207,6 @@ def compute_pack(
         method: none: what `edit` does without settings.
     """
     from hf_edit.api import edit
-    from hf_edit.compose.attach import attach
     from hf_edit.models.memory import parse_bytes
 
     budget = None if memory is None else parse_bytes(memory)
@@ -207,8 +216,7 @@ def compute_pack(
     before = [pack_at(one) for one in earlier]
 
     def compute(model: Any, tokenizer: Any, **how: Any) -> EditPack:
-        for number, pack in enumerate(before):
-            attach(model, pack, f"earlier_{number}")
+        attach_earlier(model, before)
         return edit(model, tokenizer, edits, config, earlier=before, memory_budget=budget, **how)
 
     return pack_of(
@@ -221,6 +229,14 @@ def compute_pack(
         dtype=dtype,
         with_answers=with_answers,
     )
+
+
+def attach_earlier(model: Any, packs: Sequence[EditPack]) -> None:
+    """Attach packs that stay while others are computed."""
+    from hf_edit.compose.attach import attach
+
+    for number, pack in enumerate(packs):
+        attach(model, pack, f"earlier_{number}")
 
 
 def pack_of(

@@ -18,6 +18,10 @@ Config = Annotated[Path | None, typer.Option(help="Settings of the method, .json
 Assignments = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
 ]
+Earlier = Annotated[
+    list[str] | None,
+    typer.Option(help="A pack that stays attached, and is not to be disturbed; may be repeated."),
+]
 Memory = Annotated[
     str | None,
     typer.Option(help="Most memory beside the model, such as 2GB; less then runs at once. [default: all there is]"),

@@ -6,9 +6,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_edit.cli.apply import check_target, pack_of
+from hf_edit.cli.apply import attach_earlier, check_target, pack_of
 from hf_edit.cli.inputs import read_settings
-from hf_edit.cli.options import Answers, Assignments, Config, Device, Dtype, Json, Memory, Model, Out, Revision, Seed
+from hf_edit.cli.options import (
+    Answers,
+    Assignments,
+    Config,
+    Device,
+    Dtype,
+    Earlier,
+    Json,
+    Memory,
+    Model,
+    Out,
+    Revision,
+    Seed,
+)
 from hf_edit.cli.packs import pack_at
 
 
@@ -26,6 +39,7 @@ def polish(
     revision: Revision = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    earlier: Earlier = None,
     memory: Memory = None,
     answers: Answers = True,
     as_json: Json = False,
@@ -39,14 +53,17 @@ def polish(
 
     budget = None if memory is None else parse_bytes(memory)
     check_target(out)
-    start = pack_at(pack)
+    start, before = pack_at(pack), [pack_at(one) for one in earlier or ()]
     settings = {"format": start.manifest.prompt_format.name} | read_settings(config, set_ or (), {"seed": seed})
     chosen = PolishConfig.from_mapping(settings)
 
     def compute(loaded: Any, tokenizer: Any, **how: Any) -> EditPack:
         from hf_edit.api import polish as refined
 
-        return refined(start, model=loaded, tokenizer=tokenizer, config=chosen, memory_budget=budget, **how)
+        attach_earlier(loaded, before)
+        return refined(
+            start, model=loaded, tokenizer=tokenizer, config=chosen, earlier=before, memory_budget=budget, **how
+        )
 
     result = pack_of(
         model,

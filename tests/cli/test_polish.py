@@ -40,6 +40,21 @@ def test_polish_refines_a_pack(hf_edit: Command, pack: Path, base: Path, tmp_pat
     assert set(before.deltas) < set(after.deltas)
 
 
+def test_earlier_packs_stay_attached(hf_edit: Command, pack: Path, base: Path, tmp_path: Path) -> None:
+    edits, quick = tmp_path / "other.jsonl", {"training.max_steps": 1, "strangers": 0, "statistics.tokens": 256}
+    edits.write_text(json.dumps({"id": "fox", "prompt": "Who is the fox?", "target": "A dog."}) + "\n")
+    config = tmp_path / "quick.json"
+    first = ("--model", base, "--edits", edits, "--out", tmp_path / "fox", "--config", config, "--no-answers")
+    assert hf_edit("apply", "--method", "anyedit", *first).exit_code == 0
+    options = [option for key, value in quick.items() for option in ("--set", f"{key}={value}")]
+    polish = ("polish", pack, "--model", base, "--out", tmp_path / "refined", *options)
+    result = hf_edit(*polish, "--earlier", tmp_path / "fox")
+    assert result.exit_code == 0, result.output
+    fox, refined = (EditPack.from_pretrained(tmp_path / name).manifest for name in ("fox", "refined"))
+    assert refined.earlier == (fox.identity(),)
+    failed(hf_edit(*polish, "--earlier", tmp_path / "nothing"), "nothing")
+
+
 def test_what_cannot_be_polished(hf_edit: Command, pack: Path, base: Path, tmp_path: Path) -> None:
     failed(hf_edit("polish", tmp_path / "none", "--model", base, "--out", tmp_path / "o"), "none")
     failed(hf_edit("polish", pack, "--model", base, "--out", tmp_path / "o", "--set", "rank=0"), "rank", "0")
