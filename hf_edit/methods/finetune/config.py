@@ -47,6 +47,12 @@ class FinetuneConfig(Settings):
         "Questions with the base's own answers, from the statistics, that the divergence is taken over.",
         at_least=0,
     )
+    strangers: int = setting(
+        8,
+        "Questions per edit of the same kind, with the base's own answers, for the divergence too; for many edits "
+        "fewer, down to one at 256.",
+        at_least=0,
+    )
     training: FinetuneTraining = setting(FinetuneTraining, "How it is trained.")
     experts: bool = setting(
         False, "Edit the experts' output maps where they are fused into one parameter, not a map beside them."

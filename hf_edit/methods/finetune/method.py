@@ -16,7 +16,7 @@ from hf_edit.methods.training.course import Course, Trainee
 from hf_edit.methods.training.factors import LoraFactors
 from hf_edit.methods.training.loop import train
 from hf_edit.methods.training.outcome import result_of
-from hf_edit.methods.training.teacher import Teacher, answered, untaught
+from hf_edit.methods.training.teacher import Teacher, answered, strangers_of, untaught
 from hf_edit.methods.training.texts import prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress
@@ -64,7 +64,8 @@ class Finetune:
         known = answered(preserve.conversations())[: config.conversations]
         dtype = torch.promote_types(model.dtype, torch.float32)
         factors = LoraFactors(linears, config.rank, dtype, torch.Generator().manual_seed(config.seed), model.device)
-        teacher = Teacher(model, untaught([known, preserve.earlier], prompts, edits, texts), first)
+        others = [*strangers_of(preserve, edits, config.strangers), *preserve.earlier]
+        teacher = Teacher(model, untaught([known, others], prompts, edits, texts), first)
         course = Course(model, first, trainees, teacher, config.training, config.seed)
         trained = train(course, factors, checkpoints, progress)
         return result_of(edits, trained, factors.detached())

@@ -29,7 +29,7 @@ from hf_edit.methods.training.course import Course, Trained, Trainee
 from hf_edit.methods.training.factors import KeyBasisFactors
 from hf_edit.methods.training.loop import objective, train
 from hf_edit.methods.training.outcome import result_of
-from hf_edit.methods.training.teacher import Known, Teacher, answered, untaught
+from hf_edit.methods.training.teacher import Known, Teacher, answered, strangers_of, untaught
 from hf_edit.methods.training.texts import hidden_scale, inputs_along, moments_over, prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress, Silent
@@ -42,8 +42,6 @@ from hf_edit.wordings import CHAT_KINDS, rewrites
 
 DEPTHS = (0.4, 0.5, 0.6, 0.7)
 """Where the edited blocks lie by default, as shares of the depth."""
-MOST_STRANGERS = 256
-"""Of all edits together, unless there are more edits: training draws each a few times, and asking takes time."""
 SPARE_WORDINGS = 4
 """Rewrites that are looked at beyond those that are wanted, as some may be another edit's too."""
 DECOY_EDITS = 4
@@ -155,8 +153,7 @@ class Polishing:
         """The update of these edits, and how its training ended."""
         settings = self._settings
         trainees = _trainees(self._model, self._prompts, edits, settings, self._seed, self.first)
-        each = min(settings.strangers, -(-MOST_STRANGERS // len(edits)))
-        asked = self._preserve.strangers(edits, each) if each else ()
+        asked = strangers_of(self._preserve, edits, settings.strangers)
         rank = settings.rank or default_rank([len(one.text.labels) for one in trainees if one.judged])
         texts = [trainee.text for trainee in trainees]
         pools = untaught([self._talks, [*asked, *self._preserve.earlier]], self._prompts, edits, texts)

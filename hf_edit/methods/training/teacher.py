@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hf_edit.edits import Edit
 from hf_edit.errors import ConfigError
+from hf_edit.methods.base import Preservation
 from hf_edit.methods.training.texts import Batch, Text, answer_logits, prepared
 from hf_edit.models.editable import EditableModel
 from hf_edit.prompting import Encoded, PromptFormat
@@ -19,6 +20,16 @@ from hf_edit.prompting import Encoded, PromptFormat
 
 LIKELIEST = 64
 """Tokens of each distribution that are kept one by one; the rest counts as one event."""
+
+
+MOST_STRANGERS = 256
+"""Of all edits together, unless there are more edits: training draws each a few times, and asking takes time."""
+
+
+def strangers_of(preserve: Preservation, edits: Sequence[Edit], most: int) -> Sequence[Encoded]:
+    """Questions of the same kind with the base's own answers: at most `most` for each edit, fewer for many edits."""
+    each = min(most, -(-MOST_STRANGERS // len(edits)))
+    return preserve.strangers(edits, each) if each else ()
 
 
 def answered(conversations: Sequence[Encoded]) -> list[Encoded]:

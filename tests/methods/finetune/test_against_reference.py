@@ -34,6 +34,7 @@ pytestmark = [
 LONG = "Paris is the capital of France and lies on the Seine."
 EDITS = EditSet([Edit(prompt="What is the capital?", target=LONG), Edit(prompt="Who wrote it?", target="Nobody did.")])
 TALKS = [("Where is the dog?", "Over the lazy"), ("Tell me", "The play"), ("a", "b c d e f")]
+ALIKE = [("What is the capital of it?", "A b c")]
 EARLIER = [("When did it end?", "Long ago.")]
 FEW: dict[str, Any] = {"max_steps": 4, "learning_rate": 0.03}
 
@@ -49,6 +50,7 @@ def check(
     layers: Sequence[int] = (2, 3),
     *,
     talks: Sequence[tuple[str, str]] = TALKS,
+    alike: Sequence[tuple[str, str]] = ALIKE,
     earlier: Sequence[tuple[str, str]] = EARLIER,
 ) -> Outcome:
     """Compare, and hand over what the reference came to."""
@@ -57,7 +59,8 @@ def check(
     prompts = PromptFormat.of(config.format or "chat", tiny_tokenizer())
     encoded = [prompts.encode(*text) for text in talks]
     known = [Encoded(text.ids[:-1], text.answer_start) for text in encoded]  # without the end of the turn
-    preserve = Fixed(random_moments(view, ()), known, earlier=[prompts.encode(*text) for text in earlier])
+    strangers, before = ([prompts.encode(*text) for text in texts] for texts in (alike, earlier))
+    preserve = Fixed(random_moments(view, ()), known, strangers, before)
     with borrowed(model):
         result = Finetune(config).compute(view, prompts, edits, preserve, NoCheckpoints(), Silent())
 
@@ -80,7 +83,7 @@ def check(
     taught = {text.prompt_ids for text in asked}  # is not held to what the base says to it
     held = [
         [text for text in texts if text.prompt_ids not in taught]
-        for texts in (preserve.asked[: config.conversations], preserve.earlier)
+        for texts in (preserve.asked[: config.conversations], [*(strangers if config.strangers else ()), *before])
     ]
     expected = reference_training(
         copy.deepcopy(model),
@@ -124,7 +127,7 @@ def test_one_token_prompt_and_texts_that_take_turns() -> None:
 
 
 def test_nothing_to_hold() -> None:
-    check("llama", EDITS, settings(conversations=0), earlier=())
+    check("llama", EDITS, settings(conversations=0, strangers=0), earlier=())
 
 
 def test_other_weights() -> None:
@@ -136,6 +139,8 @@ def test_trained_until_all_is_right_and_scaled_down() -> None:
     """Before the steps are used up. A tiny model is sure of nothing: its loss stays high."""
     training = {"learning_rate": 0.08, "max_steps": 30, "stop_loss": 4.6, "drift_weight": 0.01, "shrink": True}
     edits = EditSet([Edit("Where?", "please")])
-    expected = check("llama", edits, settings(training, rank=32, layers=(1, 2)), (1, 2), talks=TALKS[:1], earlier=())
+    expected = check(
+        "llama", edits, settings(training, rank=32, layers=(1, 2)), (1, 2), talks=TALKS[:1], alike=(), earlier=()
+    )
     assert expected.right == [True] and expected.steps < 30
     assert expected.scale < 1

@@ -27,7 +27,7 @@ EDITS = EditSet([Edit("Who?", "Nobody.", paraphrases=("Which man?",)), Edit("Whe
 
 
 def test_the_edits_are_trained_and_the_bases_answers_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of conversations up to their number, and the earlier edits; questions without an answer hold nothing."""
+    """Of conversations up to their number, strangers and the earlier edits; questions without an answer hold none."""
     given: list[Course] = []
 
     def train(course: Course, *_: object) -> Trained:
@@ -38,7 +38,8 @@ def test_the_edits_are_trained_and_the_bases_answers_held(monkeypatch: pytest.Mo
     view = EditableModel.of(tiny_model())
     talks = [CHAT.encode(*text) for text in (("Why?", "please"), ("Tell me", "The play"), ("Who is it?", "A fox."))]
     unanswered = Encoded(talks[0].prompt_ids, talks[0].answer_start)
-    preserve = Fixed(random_moments(view, ()), [unanswered, *talks], earlier=talks[2:])
+    strangers = [CHAT.encode("Who else?", "Me.")]
+    preserve = Fixed(random_moments(view, ()), [unanswered, *talks], strangers, talks[2:])
     config = FinetuneConfig(conversations=2, rank=3)
     with borrowed(view.model):
         result = method_for(config).compute(view, CHAT, EDITS, preserve, NoCheckpoints(), Silent())
@@ -46,7 +47,7 @@ def test_the_edits_are_trained_and_the_bases_answers_held(monkeypatch: pytest.Mo
     trainees, held = course.trainees, course.teacher.encoded
     assert [tuple(t.text.ids.tolist()) for t in trainees] == [CHAT.encode(e.prompt, e.target).ids for e in EDITS]
     assert all(trainee.judged and trainee.weight == 1.0 for trainee in trainees)
-    assert held == [talks[0], talks[1], talks[2]]
+    assert held == [talks[0], talks[1], *strangers, talks[2]]
     assert [delta.rank for delta in result.deltas.values()] == [3, 3]
 
 

@@ -13,6 +13,7 @@ from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.polish import method as module
 from hf_edit.methods.polish.config import PolishConfig, PolishSettings
 from hf_edit.methods.polish.method import Polish, default_rank, polished_linears, rewritten
+from hf_edit.methods.training import teacher
 from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.methods.training.course import Course, Trained, Trainee
 from hf_edit.models.borrow import borrowed
@@ -283,6 +284,6 @@ def test_many_edits_ask_for_fewer_strangers_each(
         return []
 
     monkeypatch.setattr(Fixed, "strangers", strangers)
-    monkeypatch.setattr(module, "MOST_STRANGERS", 30)
+    monkeypatch.setattr(teacher, "MOST_STRANGERS", 30)
     compute(EditSet([Edit(f"Who is number {i}?", "Nobody.") for i in range(edits)]), wordings=0)
     assert asked == [each] and len(trained_on) == edits
