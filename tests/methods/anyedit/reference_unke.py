@@ -61,21 +61,19 @@ def inputs_of(model: PreTrainedModel, linear: nn.Module, ids: Tensor, weights: M
 def token_weights(taught: Sequence[Taught], preserved: Sequence[Ids], settings: UnKESettings) -> list[list[float]]:
     """Per text and token, what its squared error counts in the loss, before the unit."""
     given = {"key": settings.key_weight, "own": settings.own_weight, "preserved": settings.preserved_weight}
-    kinds = [
-        [
-            "key"
-            if change is not None and place in change
-            else "none"
-            if is_key(ids[: place + 1], taught)
-            else "preserved"
-            if change is None
-            else "own"
-            for place in range(len(ids))
-        ]
-        for ids, change in [*taught, *((ids, None) for ids in preserved)]
-    ]
+    texts: list[tuple[Ids, Mapping[int, Tensor] | None]] = [*taught, *((ids, None) for ids in preserved)]
+    kinds = [[kind(ids, place, change, taught) for place in range(len(ids))] for ids, change in texts]
     every = sum(kinds, [])
-    return [[given[kind] / every.count(kind) if kind in given else 0.0 for kind in text] for text in kinds]
+    return [[given[each] / every.count(each) if each in given else 0.0 for each in text] for text in kinds]
+
+
+def kind(ids: Ids, place: int, change: Mapping[int, Tensor] | None, taught: Sequence[Taught]) -> str:
+    """Of a token of a text whose keys are to change so; None: of a preserved text."""
+    if change is not None and place in change:
+        return "key"
+    if is_key(ids[: place + 1], taught):
+        return "free"
+    return "preserved" if change is None else "own"
 
 
 def is_key(begun: Ids, taught: Sequence[Taught]) -> bool:
