@@ -1,4 +1,4 @@
-"""What is reported of an update: every edit's final loss, which edits it teaches, and a warning that names the others."""
+"""What is reported of an update: every edit's final loss, which edits it teaches, and a warning naming the others."""
 
 from __future__ import annotations
 
