@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hf_edit.errors import ConfigError
 from hf_edit.methods import METHODS
+from hf_edit.methods.training.teacher import strangers_of
 from hf_edit.methods.training.texts import moments_over, prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.packs.pack import EditPack
@@ -23,7 +24,7 @@ from hf_edit.wordings import KINDS
 LARGEST = {"tokens": 1 << 20, "conversations": 4096, "answer_tokens": 256, "length": 1024, "batch": 1024}
 """What a stranger's pack may have collected on this machine."""
 LARGEST_WEIGHT = 1e6
-MOST_STRANGERS = 16
+MOST_FOR_EACH = 16
 
 
 def whitening(
@@ -40,7 +41,7 @@ def whitening(
     weights = {"text": 1.0} | _weights(settings, len(pack.edits))
     total = dict(moments.combined_each([linear.name for linear in linears], weights, model.device))
     if settings.get("stranger_weight") and settings.get("strangers"):
-        asked = preserve.strangers(pack.edits, min(int(settings["strangers"]), MOST_STRANGERS))
+        asked = strangers_of(preserve, pack.edits, min(int(settings["strangers"]), MOST_FOR_EACH))
         first = linears[0].layer
         texts = prepared(model, asked, first)
         for name, moment in moments_over(model, linears, texts, first, answers=True).items():
