@@ -3,8 +3,8 @@
     python benchmarks/processes.py --unke 100:108
     python benchmarks/processes.py --unke "" --zsre 200:300 --method emsedit --set format=plain
 
-Each number of processes starts with an empty cache, so that the text of the statistics, which the first process writes
-for all, the moments over it and the edits are timed apart. Loading the model does not count.
+Each number of processes starts with an empty cache, so that the text of the statistics, the moments over it and the
+edits are timed apart. Loading the model does not count.
 """
 
 from __future__ import annotations

@@ -48,13 +48,13 @@ def test_every_data_file_is_of_a_kind_that_is_packaged() -> None:
     assert {p.suffix for p in files} <= packaged
 
 
-def test_the_readme_names_both_commands_and_every_verb() -> None:
+def test_the_readme_names_both_commands_and_a_page_every_verb() -> None:
     from hf_edit.cli.main import app
 
-    text = read("README.md")
-    assert "make demo" in text and "git clone" in text
+    text, page = read("README.md"), read("docs/command-line.md")
+    assert "make demo" in text and "make test" in text and "git clone" in text
     for command in app.registered_commands:
-        assert f"hf-edit {command.callback.__name__}" in text  # type: ignore[union-attr]
+        assert f"hf-edit {command.callback.__name__}" in page  # type: ignore[union-attr]
 
 
 def test_what_the_readme_points_to_exists() -> None:

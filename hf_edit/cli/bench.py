@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,8 +109,16 @@ def _methods(names: Iterable[str], values: dict[str, Any]) -> list[Any]:
     """Rows of the file by their labels; what is none of these is a method."""
     from hf_edit.bench.config import Method
 
-    labelled = {Method.of(one).label: one for one in _tables(values, "methods")}
+    labelled = _by_name([(Method.of(one).label, one) for one in _tables(values, "methods")])
     return [labelled.get(name, name) for name in names]
+
+
+def _by_name(named: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Tables of a file by name; ConfigError where two have one."""
+    names = [name for name, _ in named]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"The file holds {twice[0]!r} twice.", "Give each row a label, and each data set a name.")
+    return dict(named)
 
 
 def _data(text: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +127,7 @@ def _data(text: str, values: dict[str, Any]) -> dict[str, Any]:
     layout, equals, file = text.partition("=")
     if layout and equals and file:
         return {"layout": layout, "file": file}
-    named = {Data.of(one).name: one for one in _tables(values, "data")}
+    named = _by_name([(Data.of(one).name, one) for one in _tables(values, "data")])
     if text not in named:
         known = f" The file's own: {', '.join(named)}." if named else ""
         raise ConfigError(

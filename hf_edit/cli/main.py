@@ -104,7 +104,7 @@ class Verbs(TyperGroup):
         except KeyboardInterrupt:
             typer.echo(
                 "\ninterrupted: run the same command again; "
-                "`apply`, `train`, `stats collect` and `bench` go on from what is finished",
+                "`apply`, `polish`, `train`, `stats collect` and `bench` go on from what is finished",
                 err=True,
             )
             raise typer.Exit(INTERRUPTED) from None

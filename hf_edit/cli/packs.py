@@ -22,7 +22,7 @@ def pack_at(id_or_path: str) -> EditPack:
     return open_pack(id_or_path)[0]
 
 
-def _parted(id_or_path: str) -> tuple[str, str | None, str | None]:
+def parted(id_or_path: str) -> tuple[str, str | None, str | None]:
     """A repository, the folder in it and the revision; of what is here, its path alone, which may hold any sign."""
     from hf_edit.hub.client import is_repo_id
 
@@ -56,6 +56,6 @@ def open_pack(id_or_path: str) -> tuple[EditPack, Place]:
     from hf_edit.packs.pack import EditPack
     from hf_edit.packs.sharing import SIGNATURES
 
-    name, subfolder, revision = _parted(id_or_path)
+    name, subfolder, revision = parted(id_or_path)
     place = locate(name, file_names=(*FILES, SIGNATURES), revision=revision, subfolder=subfolder)
     return EditPack(**vars(from_folder(place.of_pack())), origin=place.origin), place

@@ -8,10 +8,11 @@ import typer
 
 from hf_edit.cli.options import Json, Out
 from hf_edit.cli.output import print_facts, print_json
+from hf_edit.cli.packs import parted
 
 
 def pull(
-    repository: Annotated[str, typer.Argument(help="A repository on the Hub: owner/name.", show_default=False)],
+    repository: Annotated[str, typer.Argument(help="On the Hub: owner/name[/folder][@revision].", show_default=False)],
     out: Out,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit. [default: main]")] = None,
     subfolder: Annotated[str | None, typer.Option(help="Folder in the repository.")] = None,
@@ -24,13 +25,15 @@ def pull(
     from hf_edit.hypernets import sharing as hypernets
     from hf_edit.packs import sharing
 
+    name, folder, version = parted(repository)
+    subfolder, revision = subfolder or folder, revision or version
     document: dict[str, Any] = {"repository": repository, "subfolder": subfolder}
-    if subfolder is None and hypernets.is_published(repository, revision=revision):
-        manifest, origin = hypernets.pull(repository, out, revision=revision)
+    if subfolder is None and hypernets.is_published(name, revision=revision):
+        manifest, origin = hypernets.pull(name, out, revision=revision)
         kind, base, holds = "hypernet", manifest.base.id, ("method", manifest.method)
         document |= {"method": manifest.method}
     else:
-        pack, origin = sharing.pull(repository, out, revision=revision, subfolder=subfolder)
+        pack, origin = sharing.pull(name, out, revision=revision, subfolder=subfolder)
         kind, base, holds = "pack", pack.manifest.base.id, ("edits", str(len(pack.edits)))
         document |= {"edits": [edit.id for edit in pack.edits]}
     commit = origin.commit if origin else None

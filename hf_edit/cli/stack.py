@@ -29,8 +29,8 @@ def stack(
     prefer: Annotated[
         str | None,
         typer.Option(
-            help="Whose answer to a question stays: order (the first pack's), newest (the last one's), the name of a "
-            "pack's folder, or its number from 1."
+            help="Whose answer to a question stays: order (the first pack's), newest (the last one's), the last part "
+            "of a pack's name, or its number from 1."
         ),
     ] = None,
     on_conflict: Annotated[
@@ -45,7 +45,7 @@ def stack(
     answers: Answers = True,
     as_json: Json = False,
 ) -> None:
-    """Combine packs of one base into one, in any order with the same result."""
+    """Combine packs of one base into one; in any order with the same result, but for what --prefer says."""
     from hf_edit.compose.config import CombineConfig
     from hf_edit.methods.polish.config import PolishConfig
 

@@ -64,7 +64,8 @@ def evaluate(
         config: which evaluators run, and how; none: all that there are probes for.
         material: what is known beside the edits, such as old answers, and a text for perplexity.
         context: puts something in front of every question at the second look, such as the fact itself: what reading
-            is worth. With a pack or instead of one.
+            is worth. With a pack or instead of one. Called with the question and the id of the edit that it belongs
+            to, None of none.
         recall: what this very model said at the first look of earlier evaluations, so that it is asked nothing twice;
             the figures are the same without.
         progress: who is told how far it is.

@@ -38,7 +38,7 @@ class MethodEntry:
 METHODS: dict[str, MethodEntry] = {
     "anyedit": MethodEntry(AnyEditConfig, AnyEdit, "Long, free-form answers, taught chunk by chunk; several at once."),
     "unke": MethodEntry(UnKEConfig, UnKE, "Long answers as one target each, for which a whole block is trained."),
-    "memit": MethodEntry(MemitConfig, Memit, "Short facts about a subject, thousands in one solve."),
+    "memit": MethodEntry(MemitConfig, Memit, "Short facts about a subject, all in one solve."),
     "alphaedit": MethodEntry(AlphaEditConfig, AlphaEdit, "Short facts, solved where what is to stay has little."),
     "emsedit": MethodEntry(EMSEditConfig, EMSEdit, "Hundreds of short facts from gradients, in a few passes."),
     "mend": MethodEntry(MendConfig, Mend, "Gradients as rank-one updates, added up."),

@@ -19,6 +19,8 @@ from hf_edit.solvers.low_rank import LowRankDelta
 _MAX_CELL = 160
 MAX_ROWS = 50
 _BAR = 20
+_OTHERS = ("unrelated", "strangers", "locality")
+"""Evaluators of answers that were not to change."""
 _UNMEASURED = "How far was not measured: `hf-edit evaluate` does."
 _MEASURED = "The table above says how far."
 _LOWER = {True: "", False: " Lower is better."}
@@ -57,7 +59,7 @@ def model_card(
         rank=max(module.rank for module in manifest.modules.values()),
         changed="\n".join(_changed(deltas)),
         history="\n".join(ancestry(manifest)),
-        moved=_UNMEASURED if evaluation is None else _MEASURED,
+        moved=_MEASURED if evaluation is not None and _tells_of_others(evaluation) else _UNMEASURED,
     )
     return text.encode()
 
@@ -111,6 +113,11 @@ def _measured(evaluation: Evaluation) -> str:
             f"{'; '.join(facts)}.\n" if facts else "",
         ]
     )
+
+
+def _tells_of_others(evaluation: Evaluation) -> bool:
+    """Whether something was measured at answers that were not to change."""
+    return any(metric.name.partition(".")[0] in _OTHERS for metric in evaluation.metrics)
 
 
 def _shares(metrics: Iterable[Metric]) -> Iterator[str]:

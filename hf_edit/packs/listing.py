@@ -9,7 +9,6 @@ from hf_edit.packs.contents import CARD, MANIFEST
 
 
 SIGNATURE_ENDING = ".sig"
-LICENSE = "LICENSE"
 _KEEPING = (".git", ".gitattributes", ".gitignore", ".cache")
 """What git, and the Hub's client in a folder that it downloads to, keep for themselves."""
 
@@ -17,14 +16,14 @@ _KEEPING = (".git", ".gitattributes", ".gitignore", ".cache")
 def unlisted_files(entries: Iterable[str], listed: Iterable[str]) -> list[str]:
     """Entries of a pack's folder that its manifest does not vouch for, sorted.
 
-    Card and licence are their owner's to edit and signatures speak for themselves. Anything else could change what
-    another library makes of the folder: a `config.json`, for one, makes it a whole model.
+    The card is its owner's to edit and signatures speak for themselves. Anything else could change what another
+    library makes of the folder: a `config.json`, for one, makes it a whole model.
 
     Args:
         entries: all names in the folder.
         listed: names of the files that the manifest lists.
     """
-    known = {*listed, MANIFEST, CARD, LICENSE, *_KEEPING}
+    known = {*listed, MANIFEST, CARD, *_KEEPING}
     return sorted(name for name in entries if name not in known and not name.endswith(SIGNATURE_ENDING))
 
 

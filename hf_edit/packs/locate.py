@@ -16,6 +16,9 @@ from hf_edit.packs.contents import MANIFEST
 from hf_edit.validation import shown
 
 
+LICENSE = "LICENSE"
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a folder of hf_edit's is, or would be: nobody has looked whether it is there.
@@ -34,7 +37,7 @@ class Place:
         return PlainFolder(self.path, within=self.within)
 
     def entries(self) -> list[str]:
-        """The names in it, also of what was not fetched; in a repository, without folders that hold other packs.
+        """The names in it, also of what was not fetched; in a repository without licence and other packs' folders.
 
         Raises:
             HubError: the commit cannot be listed.
@@ -45,7 +48,7 @@ class Place:
         paths = map(PurePosixPath, listing(self.origin.repo_id, revision=self.origin.commit).sizes)
         within = [path.relative_to(at) for path in paths if path.is_relative_to(at)]
         others = {path.parent for path in within if path.name == MANIFEST and path.parent.parts}
-        return sorted({path.parts[0] for path in within if others.isdisjoint(path.parents)})
+        return sorted({path.parts[0] for path in within if others.isdisjoint(path.parents)} - {LICENSE})
 
     def of_pack(self) -> PlainFolder:
         """The same, which in a repository has to be a pack's; PackError where it is none."""

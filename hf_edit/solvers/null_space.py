@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hf_edit.errors import ComputationError
 from hf_edit.solvers.low_rank import LowRankDelta
-from hf_edit.solvers.ridge import Columns
+from hf_edit.solvers.ridge import Columns, symmetric
 
 
 def null_space(C: Tensor, share: float) -> Tensor:
@@ -33,12 +33,9 @@ def null_space(C: Tensor, share: float) -> Tensor:
         U0, (d_in, m) with orthonormal columns, in float64.
 
     Raises:
-        ComputationError: C is not finite, or even its smallest eigenvalue holds more than that.
+        ComputationError: C is zero or not finite, or even its smallest eigenvalue holds more than that.
     """
-    C = C.double()
-    if not torch.isfinite(C).all():
-        raise ComputationError(f"A second moment of width {C.shape[0]} is not finite.", "Collect statistics again.")
-    eigenvalues, eigenvectors = torch.linalg.eigh((C + C.T) / 2)  # ascending
+    eigenvalues, eigenvectors = torch.linalg.eigh(symmetric(C))  # ascending
     held = eigenvalues.clamp_min(0).cumsum(0)
     count = int((held <= share * held[-1]).sum())
     if count == 0:

@@ -51,6 +51,23 @@ class Penalty:
         return self.weight * (self.factor @ self.factor.T)
 
 
+def symmetric(C: Tensor) -> Tensor:
+    """A second moment (d, d) in float64, symmetric to the bit.
+
+    Raises:
+        ComputationError: it is zero or not finite.
+    """
+    if not C.any():
+        raise ComputationError(
+            f"A second moment of width {C.shape[0]} is zero: what enters its map is zero at every token.",
+            "Edit other layers; an update of this map would have no effect.",
+        )
+    if not torch.isfinite(C).all():
+        raise ComputationError(f"A second moment of width {C.shape[0]} is not finite.", "Collect statistics again.")
+    C = C.double()
+    return (C + C.T) / 2
+
+
 def penalty(C: Tensor, weight: float, ridge: float) -> Penalty:
     """The penalty of `weight` times C plus `ridge` times C's mean eigenvalue on the diagonal, in float64.
 
@@ -62,13 +79,7 @@ def penalty(C: Tensor, weight: float, ridge: float) -> Penalty:
     Raises:
         ComputationError: C is zero or not finite, or has no positive definite neighbour at this ridge.
     """
-    if not C.any():
-        raise ComputationError(
-            f"A second moment of width {C.shape[0]} is zero: what enters its map is zero at every token.",
-            "Edit other layers; an update of this map would have no effect.",
-        )
-    C = C.double()
-    C = (C + C.T) / 2
+    C = symmetric(C)
     mean_eigenvalue = C.diagonal().mean()
     ridged = C + ridge * mean_eigenvalue * torch.eye(C.shape[0], dtype=C.dtype, device=C.device)
     factor, failed = torch.linalg.cholesky_ex(ridged)

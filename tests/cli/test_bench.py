@@ -83,6 +83,8 @@ def test_rows_without_a_name_are_chosen_by_the_one_that_they_get(
     result = json.loads(hf_edit(*common, "--data", "edits", "--methods", "emsedit").stdout)
     assert result["settings"]["methods"][0]["settings"] == {"layers": [99]}
     assert [cell["name"] for cell in result["refused"]] == ["edits--emsedit--by-3--seed-0"]
+    file.write_text(file.read_text().replace('"none"', '{ method = "emsedit" }'))
+    failed(hf_edit(*common, "--data", "edits", "--methods", "emsedit"), "'emsedit' twice", "label")
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,8 @@ def test_a_pack_in_a_folder_of_a_repository(
     for name in ("me/packs/sets/lamp", "me/packs/sets/lamp@v1", "me/packs/sets/lamp/"):
         assert "Who made the lamp?" in hf_edit("inspect", name).stdout
     assert json.loads(hf_edit("diff", pack, "me/packs/sets/lamp", "--json").stdout)["same"]
+    hf_edit("pull", "me/packs/sets/lamp@v1", "--out", tmp_path / "pulled")
+    assert json.loads(hf_edit("diff", pack, tmp_path / "pulled", "--json").stdout)["same"]
     failed(hf_edit("verify", "me/packs/lamp"), "no folder 'lamp' with a pack")
     failed(hf_edit("inspect", "me/packs/../lamp"), "leads out")
 

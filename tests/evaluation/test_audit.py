@@ -207,7 +207,9 @@ def test_a_trained_pack_is_honest_and_the_same_with_an_edit_left_out_is_not(
     assert findings
 
 
-def test_of_many_edits_as_few_strangers_are_asked_as_in_training(cached: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_edits_as_few_strangers_are_asked_as_in_training(
+    cached: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("hf_edit.methods.training.teacher.MOST_STRANGERS", 8)  # one for each of eight edits
     settings = PolishSettings(strangers=4, conversations=4, training=TrainingConfig(max_steps=6), layers=(LAYER,))
     config = AnyEditConfig(backend="direct", direct=settings, statistics=STATISTICS, format="plain")

@@ -75,6 +75,9 @@ def test_shares_are_drawn_and_limits_follow_what_was_measured() -> None:
     assert f"                         after  {'█' * 10}{'░' * 10} 0.50\n```" in text
     assert "The table above says how far." in text
     assert "How far was not measured" in model_card(pack.manifest, EDITS, pack.deltas).decode()
+    assert pack.evaluation is not None
+    taught = replace(pack.evaluation, metrics=pack.evaluation.metrics[:1])  # and nothing of other answers
+    assert "How far was not measured" in model_card(pack.manifest, EDITS, pack.deltas, taught).decode()
 
 
 def test_the_card_tells_of_ancestors() -> None:

@@ -98,3 +98,8 @@ def test_a_spectrum_without_a_tail() -> None:
 def test_a_moment_that_is_not_finite(value: float) -> None:
     with pytest.raises(ComputationError, match="width 3 is not finite"):
         null_space(torch.full((3, 3), value), share=0.1)
+
+
+def test_a_moment_of_zero() -> None:
+    with pytest.raises(ComputationError, match="width 3 is zero"):
+        null_space(torch.zeros(3, 3), share=0.1)

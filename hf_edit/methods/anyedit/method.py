@@ -22,17 +22,13 @@ from hf_edit.methods.layers import mlp_outputs
 from hf_edit.methods.polish.apart import polished_apart
 from hf_edit.methods.polish.config import PolishSettings
 from hf_edit.methods.polish.method import polished, polished_linears
-from hf_edit.methods.training.outcome import warn_of_missed
+from hf_edit.methods.training.outcome import warn_of_unreached
 from hf_edit.methods.training.texts import prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.processes import Processes
 from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.statistics.moments import SecondMoments
-
-
-MISSED_LOSS = 0.5
-"""An edit with a target above it will hardly be answered as asked."""
 
 
 class AnyEdit:
@@ -104,9 +100,8 @@ class AnyEdit:
         by_edit = dict(zip(order, (each for batch in found for each in batch), strict=True))
         targets = [by_edit[i] for i in range(len(edits))]
         receipt = {edit.id: _figures(t) for edit, t in zip(edits, targets, strict=True)}
-        reached = {id: figures["worst_chunk_loss"] <= MISSED_LOSS for id, figures in receipt.items()}
-        what = f"have a chunk whose loss stayed above {MISSED_LOSS:g} (stop_loss is {config.stop_loss:g})"
-        warn_of_missed(reached, what, "Raise max_evaluations or clamp.")
+        worst = {id: figures["worst_chunk_loss"] for id, figures in receipt.items()}
+        warn_of_unreached(worst, "chunk", config.stop_loss)
 
         if second_moments is None:
             preserved = [*preserve.conversations(), *preserve.earlier]

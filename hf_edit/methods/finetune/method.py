@@ -64,7 +64,8 @@ class Finetune:
         known = answered(preserve.conversations())[: config.conversations]
         dtype = torch.promote_types(model.dtype, torch.float32)
         factors = LoraFactors(linears, config.rank, dtype, torch.Generator().manual_seed(config.seed), model.device)
-        others = [*strangers_of(preserve, edits, config.strangers), *preserve.earlier]
+        strangers = config.strangers if config.training.drift_weight else 0
+        others = [*strangers_of(preserve, edits, strangers), *preserve.earlier]
         teacher = Teacher(model, untaught([known, others], prompts, edits, texts), first)
         course = Course(model, first, trainees, teacher, config.training, config.seed)
         trained = train(course, factors, checkpoints, progress)

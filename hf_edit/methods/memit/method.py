@@ -20,7 +20,7 @@ from hf_edit.methods.memit.config import AlphaEditConfig, MemitConfig, ShortFact
 from hf_edit.methods.memit.facts import Fact, names_subject, prepared
 from hf_edit.methods.memit.targets import Targets, in_batches, optimise_targets
 from hf_edit.methods.memit.update import spread_update
-from hf_edit.methods.training.outcome import warn_of_missed
+from hf_edit.methods.training.outcome import warn_of_unreached
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.processes import Processes
 from hf_edit.progress import Progress
@@ -31,8 +31,6 @@ from hf_edit.solvers.ridge import Columns, penalty
 from hf_edit.statistics.moments import SecondMoments
 
 
-MISSED_LOSS = 0.5
-"""An edit with a target above it will hardly be answered as asked."""
 Config = TypeVar("Config", bound=ShortFactConfig)
 
 
@@ -97,9 +95,7 @@ class ShortFacts(ABC, Generic[Config]):
             lambda linear, columns: self.solve(self._moment(moments, linear).to(model.device), columns),
         )
         receipt = {edit.id: figures for edit, figures in zip(edits, _figures(targets), strict=True)}
-        reached = {id: figures["loss"] <= MISSED_LOSS for id, figures in receipt.items()}
-        what = f"have a target whose loss stayed above {MISSED_LOSS:g} (stop_loss is {config.stop_loss:g})"
-        warn_of_missed(reached, what, "Raise max_evaluations or clamp.")
+        warn_of_unreached({id: figures["loss"] for id, figures in receipt.items()}, "target", config.stop_loss)
         return EditResult(deltas, source, receipt)
 
     def _check_subjects(self, prompts: PromptFormat, edits: EditSet) -> None:

@@ -13,6 +13,8 @@ from hf_edit.methods.training.course import Trained
 from hf_edit.solvers.low_rank import LowRankDelta
 
 
+MISSED_LOSS = 0.5
+"""An edit with a target above it will hardly be answered as asked."""
 MOST_NAMED = 100
 """Edits that a warning names one by one."""
 
@@ -58,6 +60,12 @@ def warn_of_missed(right: Mapping[str, bool], what: str, remedy: str) -> None:
             HfEditWarning,
             stacklevel=4,
         )
+
+
+def warn_of_unreached(losses: Mapping[str, float], part: str, stop_loss: float) -> None:
+    """Warn of the edits, by id, with a `part` whose target was not reached; `losses` are those of the worst parts."""
+    what = f"have a {part} whose loss stayed above {MISSED_LOSS:g} (stop_loss is {stop_loss:g})"
+    warn_of_missed({id: loss <= MISSED_LOSS for id, loss in losses.items()}, what, "Raise max_evaluations or clamp.")
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -49,6 +51,10 @@ def test_the_edits_are_trained_and_the_bases_answers_held(monkeypatch: pytest.Mo
     assert all(trainee.judged and trainee.weight == 1.0 for trainee in trainees)
     assert held == [talks[0], talks[1], *strangers, talks[2]]
     assert [delta.rank for delta in result.deltas.values()] == [3, 3]
+    free = replace(config, training=replace(config.training, drift_weight=0.0))
+    with borrowed(view.model):
+        method_for(free).compute(view, CHAT, EDITS, preserve, NoCheckpoints(), Silent())
+    assert not set(strangers) & set(given[1].teacher.encoded)  # which takes time, and nothing would hold them
 
 
 def test_one_edit_alone_is_trained_with_the_bases_answers_held() -> None:
