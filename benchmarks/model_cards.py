@@ -48,7 +48,7 @@ class Maker:
         self.model, self.tokenizer = load_model(arguments.model)
 
     def pack(self, name: str, edits: EditSet, config: Any = None) -> bytes:
-        """The card of a pack of these edits, measured; one that is there already is read."""
+        """The card of a pack of these edits, measured; one that is there already is not computed again."""
         folder = self.arguments.work / name
         if not (folder / "evaluation.json").is_file():
             text = (data_folder() / "wikitext2_test.txt").read_text(encoding="utf-8")
@@ -61,7 +61,9 @@ class Maker:
                     self.model, self.tokenizer, pack, None, settings, material=Material(text=text), progress=progress
                 )
             pack.with_evaluation(found).save_pretrained(folder)
-        EditPack.from_pretrained(folder).verify(self.model)
+        kept = EditPack.from_pretrained(folder)
+        kept.verify(self.model)
+        kept.save_pretrained(folder)  # cards are written anew by the hf_edit that there is
         return (folder / "README.md").read_bytes()
 
     def short_facts(self) -> bytes:
