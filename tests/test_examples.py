@@ -225,7 +225,7 @@ JOBS = {
 }
 PRINTED = {
     "slurm.sh": [
-        "accelerate launch --num_processes 2 --no_python hf-edit train --model org/base --edits zsre.json",
+        "srun --nodes 1 --ntasks-per-node 1 bash -c ",
         "hf-edit apply --model org/base --edits my\\ facts.jsonl",
         "hf-edit verify",
     ],
@@ -242,6 +242,8 @@ def test_jobs_print_what_they_would_run(name: str) -> None:
     lines = done.stdout.strip().splitlines()
     assert done.returncode == 0 and len(lines) == len(PRINTED[name])
     assert all(line.startswith(start) for line, start in zip(lines, PRINTED[name], strict=True))
+    if name == "slurm.sh":
+        assert "accelerate" in lines[0] and lines[0].partition(" hf-edit ")[0].endswith(" 2 1 localhost")
     missing = bash(script, {"DRY_RUN": "1"})
     assert missing.returncode != 0 and "MODEL: the base" in missing.stderr
 
@@ -256,7 +258,7 @@ def test_the_command_lines_in_jobs_can_be_parsed() -> None:
         for line in bash(EXAMPLES / "jobs" / name, {**JOBS[name], "DRY_RUN": "1"}).stdout.splitlines()
     ]
     calls = [shlex.split(line.partition("hf-edit ")[2]) for line in printed if "jobs run" not in line]
-    assert len(calls) == 3
+    assert [verb for verb, *_ in calls] == ["train", "apply", "verify"]
     for verb, *arguments in calls:
         verbs[verb].make_context(verb, arguments)
 
