@@ -1,6 +1,6 @@
 """A picture of what a command prints: the command is run, and its output drawn as a terminal shows it.
 
-    python benchmarks/picture.py docs/apply.svg apply --model build/demo/base --edits examples/edits.jsonl --out b
+    python benchmarks/picture.py docs/apply.svg apply --model M --edits examples/edits.jsonl --out build/brisa
 
 The picture needs no fonts from elsewhere.
 """
