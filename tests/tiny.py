@@ -54,9 +54,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 """model_type -> keyword arguments of its config. The sliding windows are shorter than the test sequences."""
-COMPARED = (*FAMILIES, "gemma3n_text")
-"""Families of the table whose methods are compared with plain references in float64: all but rwkv, whose recurrence is
-in float32 whatever the model's dtype, so that its gradients carry rounding that Adam's first steps make large."""
+COMPARED = (*FAMILIES, "gemma3n_text", "rwkv")
+"""Families of the table: their methods are compared with plain references in float64."""
+BEHIND = ("gemma", "rwkv")
+"""How the names of families begin in which a norm or a gate stands between the MLP's output map and the stream."""
 
 EXPERTS: dict[str, Any] = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
 OTHERS: dict[str, dict[str, Any]] = {

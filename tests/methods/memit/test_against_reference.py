@@ -20,9 +20,10 @@ from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Silent
 from hf_edit.prompting import Encoded, PromptFormat
 from tests.methods.anyedit.test_against_reference import random_moments
+from tests.methods.comparing import apart
 from tests.methods.memit.reference import reference_target, reference_updates
 from tests.methods.preserving import Fixed
-from tests.tiny import COMPARED, tiny_model, tiny_tokenizer
+from tests.tiny import BEHIND, COMPARED, tiny_model, tiny_tokenizer
 
 
 # a few steps on a random model leave every loss high, which the method rightly warns of
@@ -67,7 +68,7 @@ def check(
     names = [view.linears[layer].name for layer in config.layers]
     linears = [plain.get_submodule(name) for name in names]
     blocks = [plain.get_submodule(f"{view.family.blocks}.{layer}") for layer in config.layers]
-    behind_norm = family.startswith("gemma")
+    behind_norm = family.startswith(BEHIND)
     found = [reference_target(plain, blocks[-1], linears[-1], fact, config, behind_norm) for fact in facts]
     Cs = [statistics.combined(name, config.moment_weights()) for name in names]
     texts = [text.ids for text in earlier]
@@ -78,7 +79,7 @@ def check(
         assert delta.B.dtype == torch.float64
         assert delta.rank <= min(*delta.shape, len(edits))
         assert update.abs().max() > 1e-4  # something was learned
-        assert (delta.dense() - update).abs().max() <= 1e-9
+        assert apart(delta.dense(), update) <= 1e-9
     for edit, fact, target, asked in zip(edits, facts, found, result.source, strict=True):
         figures = result.receipt[edit.id]
         assert figures["evaluations"] == target.evaluations
@@ -86,7 +87,7 @@ def check(
         assert figures["divergence"] == pytest.approx(target.divergence, abs=1e-6)
         assert all(values.positions.tolist() == [fact.key] for values in asked.values())
         share = asked[names[0]].values[0] * len(names)
-        assert (share - target.delta).abs().max() <= 1e-9
+        assert apart(share, target.delta) <= 1e-9
     return [target.evaluations for target in found]
 
 

@@ -22,6 +22,7 @@ from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Silent
 from hf_edit.prompting import Encoded, PromptFormat
+from tests.methods.comparing import apart
 from tests.methods.msbp.reference import Reference
 from tests.methods.preserving import Fixed
 from tests.methods.training.moments import random_moments
@@ -84,7 +85,7 @@ def check(
     assert list(result.deltas) == names
     for name, change in dense.update.items():
         assert change.abs().max() > 1e-3  # something was learned
-        assert (result.deltas[name].dense() - change).abs().max() <= 1e-9
+        assert apart(result.deltas[name].dense(), change) <= 1e-9
     for edit, loss, right in zip(edits, *dense.judged(texts), strict=True):
         figures = result.receipt[edit.id]
         assert figures["loss"] == pytest.approx(loss, abs=1e-6) and figures["right"] == right
@@ -93,7 +94,7 @@ def check(
         for text, said, values_of in zip(texts, result.source, asked, strict=True):
             for name in names:
                 assert said[name].positions.tolist() == list(range(text.answer_start - 1, len(text) - 1))
-                assert (said[name].values - values_of[name]).abs().max() <= 1e-9
+                assert apart(said[name].values, values_of[name]) <= 1e-9
     return result
 
 
@@ -187,7 +188,7 @@ def test_networks(rule: type[MultiStep], own_statistics: bool) -> None:
         losses, right = stream.judged(texts)
     for name, change in dense.update.items():
         assert change.abs().max() > 1e-3
-        assert (stream.deltas[name].dense() - change).abs().max() <= 1e-9
+        assert apart(stream.deltas[name].dense(), change) <= 1e-9
     expected = dense.judged(encoded)
     assert losses == pytest.approx(expected[0], abs=1e-9) and right == expected[1]
 
