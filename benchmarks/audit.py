@@ -26,6 +26,7 @@ import hf_edit
 from hf_edit.datasets import zsre
 from hf_edit.edits import EditSet
 from hf_edit.evaluation.audit.directions import examined
+from hf_edit.evaluation.audit.report import AuditReport
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.loading import load_model
@@ -63,17 +64,15 @@ def audited(
     started = time.perf_counter()
     if not only_directions:
         report = hf_edit.audit(*base, pack)
-        said = report.to_json()
-        said["kl"] = sum(one.kl for one in report.drift) / max(1, len(report.drift))
     else:
         findings: list[str] = []
         limits: list[str] = []
         view, prompts = EditableModel.of(base[0]), PromptFormat.of(pack.manifest.prompt_format.name, base[1])
         with borrowed(view.model):
             modules = examined(view, prompts, pack, Silent(), findings, limits)
-        said = {"findings": findings, "limits": limits}
-        said["modules"] = {name: vars(found) for name, found in modules.items()}
-    return {**said, "seconds": round(time.perf_counter() - started, 1)}
+        report = AuditReport([], [], modules, findings, limits)
+    kl = {} if only_directions else {"kl": sum(one.kl for one in report.drift) / max(1, len(report.drift))}
+    return {**report.to_json(), **kl, "seconds": round(time.perf_counter() - started, 1)}
 
 
 def main() -> None:
@@ -104,14 +103,10 @@ def main() -> None:
             "unlisted": audited(base, unlisting(pack, left_out), arguments.only_directions),
         }
         records.append(record)
-        print(path, *(f"{kind}: {_verdict(record[kind])}" for kind in ("honest", "unlisted")), flush=True)
+        print(path, *(f"{kind}: {record[kind]['verdict']}" for kind in ("honest", "unlisted")), flush=True)
     result = {"environment": environment(), "n": len(records), **_summary(records), "records": records}
     print({key: value for key, value in result.items() if key not in ("environment", "records")})
     print(write(arguments.name, result))
-
-
-def _verdict(said: dict[str, Any]) -> str:
-    return "found" if said["findings"] else "untold" if said["limits"] else "clean"
 
 
 def _summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

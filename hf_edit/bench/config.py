@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,9 +131,7 @@ class BenchConfig:
         for what, names in lists.items():
             if not names:
                 raise ConfigError(f"The bench has no {what}.", "Give one at least.")
-            twice = [name for name in names if names.count(name) > 1]
-            if twice:
-                raise ConfigError(f"The {what} hold {twice[0]!r} twice.", "Give each once, under a label of its own.")
+            check_once(what, names)
         if not all(type(seed) is int and seed >= 0 for seed in self.seeds):
             raise ConfigError(f"The seeds are {list(self.seeds)}.", "Use whole numbers from 0 on.")
         for data in self.data:
@@ -173,6 +171,12 @@ class BenchConfig:
             "text": None if self.text is None else Path(self.text).name,
             "evaluate": dict(self.evaluate),
         }
+
+
+def check_once(what: str, names: Sequence[Any]) -> None:
+    """Raise a ConfigError if a name of the bench's `what` is given twice."""
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"The {what} hold {twice[0]!r} twice.", "Give each once, under a label of its own.")
 
 
 def _check_name(name: Any, what: str) -> None:

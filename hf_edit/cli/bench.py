@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,15 +109,16 @@ def _methods(names: Iterable[str], values: dict[str, Any]) -> list[Any]:
     """Rows of the file by their labels; what is none of these is a method."""
     from hf_edit.bench.config import Method
 
-    labelled = _by_name([(Method.of(one).label, one) for one in _tables(values, "methods")])
+    labelled = _by_name("methods", values, lambda one: Method.of(one).label)
     return [labelled.get(name, name) for name in names]
 
 
-def _by_name(named: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Tables of a file by name; ConfigError where two have one."""
-    names = [name for name, _ in named]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"The file holds {twice[0]!r} twice.", "Give each row a label, and each data set a name.")
+def _by_name(key: str, values: dict[str, Any], name_of: Callable[[Any], str]) -> dict[str, Any]:
+    """Tables of the file by name; ConfigError where two have one."""
+    from hf_edit.bench.config import check_once
+
+    named = [(name_of(one), one) for one in _tables(values, key)]
+    check_once(key, [name for name, _ in named])
     return dict(named)
 
 
@@ -127,7 +128,7 @@ def _data(text: str, values: dict[str, Any]) -> dict[str, Any]:
     layout, equals, file = text.partition("=")
     if layout and equals and file:
         return {"layout": layout, "file": file}
-    named = _by_name([(Data.of(one).name, one) for one in _tables(values, "data")])
+    named = _by_name("data", values, lambda one: Data.of(one).name)
     if text not in named:
         known = f" The file's own: {', '.join(named)}." if named else ""
         raise ConfigError(
