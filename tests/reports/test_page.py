@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -117,21 +119,33 @@ def test_the_figures_are_those_of_the_file(result: Result, reader: Reader) -> No
         assert line[:2] == [row.label, shown_figure(metric.figure)]
 
 
+def browser() -> str:
+    """A Chromium on this machine."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("no Chromium on the path")
+    return found
+
+
 def test_it_looks_right_in_a_browser(html: str, tmp_path: Path) -> None:
     sync = pytest.importorskip("playwright.sync_api")
     (tmp_path / "page.html").write_text(html, encoding="utf-8")
     with sync.sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch()
-        except sync.Error as error:
-            pytest.skip(f"no browser: {error}")
-        opened = browser.new_page(viewport={"width": 1200, "height": 900})
+        sandbox = os.getuid() != 0  # which Chromium has none of for root
+        opened = playwright.chromium.launch(executable_path=browser(), chromium_sandbox=sandbox).new_page()
         wrong: list[str] = []
         opened.on("console", lambda message: wrong.append(message.text))
         opened.on("request", lambda asked: wrong.append(asked.url) if not asked.url.startswith("file:") else None)
         opened.goto(f"file://{tmp_path / 'page.html'}")
+        for width in (1200, 480):
+            opened.set_viewport_size({"width": width, "height": 900})
+            assert opened.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+            boxes = [svg.bounding_box() for svg in opened.query_selector_all("figure svg")]
+            assert len(boxes) == 5 and all(box and box["width"] > 300 and box["height"] > 100 for box in boxes)
+        opened.click("details summary")
+        assert opened.evaluate("document.querySelector('details').open")
+        picture = tmp_path / "page.png"
+        opened.screenshot(path=picture, full_page=True)
+        assert picture.stat().st_size > 10_000
         assert wrong == []
-        assert opened.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        boxes = [svg.bounding_box() for svg in opened.query_selector_all("figure svg")]
-        assert len(boxes) == 5 and all(box and box["width"] > 300 and box["height"] > 100 for box in boxes)
-        browser.close()
