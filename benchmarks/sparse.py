@@ -1,10 +1,12 @@
 """Support size against efficacy and locality: a pack solved anew on fewer and fewer columns, beside the pack itself.
 
+With `--trained`, its edits are computed anew too, by the default method on a budget of columns.
+
 Each version is attached, every edit's prompt and paraphrases are asked freely, the divergence on unrelated questions
 and on questions of the same kind is measured, and it is detached. Run it from the root of the checkout after
 `make demo`:
 
-    python benchmarks/sparse.py build/demo/pack --columns 16,32,64,128,256 --ranks 8,16,32,64
+    python benchmarks/sparse.py build/demo/pack --columns 16,32,64,128,256 --ranks 8,16,32,64 --trained 64,128
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from common import BASE, environment, mean_interval, write
 from long_answers import LongAnswers
 
 import hf_edit
-from hf_edit import EditPack, SparsifyConfig
+from hf_edit import AnyEditConfig, EditPack, SparsifyConfig
 from hf_edit.cli.inputs import read_settings
 from hf_edit.compose.sparsify import moments_for
 from hf_edit.evaluation.scores import exact, rouge_l
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--model", default=str(BASE))
     parser.add_argument("--columns", default="16,32,64,128,256", help="columns of each weight, separated by commas")
     parser.add_argument("--ranks", default="", help="also truncations to these ranks, best for the outputs")
+    parser.add_argument("--trained", default="", help="also the edits computed anew on so many columns of each weight")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the solve")
     parser.add_argument("--name", default="sparse", help="name of the result")
     arguments = parser.parse_args()
@@ -75,6 +78,11 @@ def main() -> None:
         started = time.perf_counter()
         sparse = hf_edit.sparsify(pack, model=model, tokenizer=tokenizer, columns=columns, config=config)
         measure("columns", columns, sparse, "sparse", time.perf_counter() - started)
+    for columns in map(int, filter(None, arguments.trained.split(","))):
+        started = time.perf_counter()
+        settings = AnyEditConfig(backend="direct", format=prompts.name, columns=columns)
+        trained = hf_edit.edit(model, tokenizer, pack.edits, settings)
+        measure("trained", columns, trained, "sparse", time.perf_counter() - started)
     for rank in map(int, filter(None, arguments.ranks.split(","))):
         started = time.perf_counter()
         smaller, _ = pack.truncated(rank, moments=moments)

@@ -13,16 +13,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_edit.compose.adapters import pack_for
 from hf_edit.compose.asked import taught_by
-from hf_edit.errors import ConfigError
+from hf_edit.methods.support import columns_each
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableLinear, EditableModel
-from hf_edit.packs.layout import most_columns
 from hf_edit.packs.pack import EditPack
 from hf_edit.progress import Progress, Silent
 from hf_edit.prompting import PromptFormat
 from hf_edit.settings import setting
 from hf_edit.solvers.ridge import Columns, penalty
-from hf_edit.solvers.support import choose_support, solve_on_support
+from hf_edit.solvers.support import solve_within
 from hf_edit.statistics.config import MomentWeights, StatisticsConfig
 from hf_edit.statistics.preserved import Preserved
 
@@ -76,7 +75,7 @@ def sparsify(
     settings, listener = config or SparsifyConfig(), progress or Silent()
     view, prompts = EditableModel.of(model), pack.prompts(tokenizer)
     linears = view.linears_named(pack.deltas)
-    count = _columns_each(linears, columns, bytes)
+    counts = columns_each(linears, columns, bytes)
     with borrowed(view.model), torch.no_grad():
         moments = _moments(view, prompts, linears, settings, listener)
         solves = {linear.name: Columns(linear.d_out, linear.d_in) for linear in linears}
@@ -90,8 +89,7 @@ def sparsify(
         listener.stage("columns", len(linears))
         for linear in linears:
             G = penalty(moments[linear.name], settings.preservation, settings.ridge)
-            support = choose_support(solves[linear.name], G, min(count, most_columns((linear.d_out, linear.d_in))))
-            deltas[linear.name] = solve_on_support(solves[linear.name], G, support)
+            deltas[linear.name] = solve_within(solves[linear.name], G, counts[linear.name])
             listener.step()
         return EditPack.build(
             model,
@@ -99,7 +97,7 @@ def sparsify(
             edits=pack.edits,
             source=pack.source,
             method="sparsify",
-            config={**settings.to_json(), "columns": count},
+            config={**settings.to_json(), "columns": max(counts.values())},
             seed=settings.seed,
             prompt_format=prompts,
             receipt={"columns": {name: delta.rank for name, delta in deltas.items()}},
@@ -135,23 +133,3 @@ def _moments(
 ) -> dict[str, Tensor]:
     moments = Preserved(view, prompts, settings.statistics, settings.seed, progress).moments(linears)
     return dict(moments.combined_each([linear.name for linear in linears], settings.moment_weights(), view.device))
-
-
-def _columns_each(linears: Sequence[EditableLinear], columns: int | None, size: int | None) -> int:
-    """How many columns each linear gets.
-
-    Raises:
-        ConfigError: not exactly one budget, or one out of range.
-    """
-    if (columns is None) == (size is None):
-        raise ConfigError(f"The budget is columns={columns} and bytes={size}.", "Give one of the two.")
-    each = sum(4 * linear.d_out + 4 for linear in linears)  # fp32 values and an int32 index per linear
-    if columns is None:
-        columns = (size or 0) // each
-        if columns < 1:
-            raise ConfigError(f"bytes = {size} is below one column of each weight.", f"Give at least {each}.")
-        return columns
-    limit = max(most_columns((linear.d_out, linear.d_in)) for linear in linears)
-    if not 1 <= columns <= limit:
-        raise ConfigError(f"columns = {columns} is outside 1..{limit}.", "Choose another number of columns.")
-    return columns

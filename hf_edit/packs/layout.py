@@ -28,7 +28,7 @@ from torch import Tensor
 from hf_edit.errors import PackError
 from hf_edit.packs.manifest import FUSED_LAYOUTS, LAYOUTS, Manifest
 from hf_edit.solvers.low_rank import LowRankDelta
-from hf_edit.solvers.support import on_columns, touched_columns
+from hf_edit.solvers.support import most_columns, on_columns, touched_columns
 from hf_edit.sparse.config import COLUMNS, PEFT_TYPE, VALUES
 
 
@@ -76,11 +76,6 @@ def laid_out(
         modules = {name: replace(module, rank=deltas[name].rank) for name, module in manifest.modules.items()}
         manifest = replace(manifest, modules=modules)
     return manifest, deltas
-
-
-def most_columns(shape: tuple[int, int]) -> int:
-    """How many columns of a (d_out, d_in) matrix a sparse change may touch: as many as a factor has, and not all."""
-    return max(1, min(shape[0], shape[1] - 1))
 
 
 def _selecting(name: str, delta: LowRankDelta) -> LowRankDelta:

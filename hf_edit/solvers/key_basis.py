@@ -32,6 +32,13 @@ class Keys:
             self._gram = K @ K.T if self._gram is None else self._gram.addmm_(K, K.T)
             self._columns = []
 
+    def root(self) -> Tensor:
+        """K (d_in, s) with K K^T the sum over the keys."""
+        if self._gram is None:
+            return torch.cat(self._columns, dim=1)
+        values, vectors = torch.linalg.eigh(self._gram)
+        return vectors * values.clamp_min(0).sqrt()
+
     def leading(self, L: Tensor, outside: Tensor) -> Tensor:
         """Left singular vectors (d_in, s) of the whitened keys, the largest first: an orthonormal basis of their span.
 

@@ -11,7 +11,15 @@ from torch import Tensor
 from hf_edit.errors import ComputationError
 from hf_edit.solvers.low_rank import LowRankDelta
 from hf_edit.solvers.ridge import Columns, penalty
-from hf_edit.solvers.support import choose_support, on_columns, solve_on_support, touched_columns
+from hf_edit.solvers.support import (
+    choose_support,
+    on_columns,
+    solve_on_support,
+    solve_within,
+    support_of_keys,
+    touched_columns,
+    whitened_on,
+)
 
 
 SIZES = {
@@ -147,3 +155,50 @@ def test_columns_touched_by_factors_of_any_form() -> None:
     torch.testing.assert_close(values, delta.dense()[:, [2, 4]])
     indices, values = touched_columns(LowRankDelta(torch.zeros(3, 1), torch.zeros(1, 6)))
     assert indices.tolist() == [0] and not values.any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(**SIZES, count=st.integers(1, 12), fixed=st.integers(0, 3))
+def test_every_input_chosen_sees_the_most_of_the_keys(
+    n: int, m: int, d_in: int, d_out: int, seed: int, count: int, fixed: int
+) -> None:
+    """Against trying each one, behind those that are there already."""
+    K, _, _, C = problem(n, m, d_in, d_out, seed)
+
+    def seen(S: list[int]) -> float:
+        return float((K[S].T @ torch.linalg.solve(C[S][:, S], K[S])).trace())
+
+    chosen = list(range(d_in))[-fixed:] if fixed else []
+    while len(chosen) < min(count, d_in):
+        chosen.append(max((c for c in range(d_in) if c not in chosen), key=lambda c: seen([*chosen, c])))
+    there = torch.arange(d_in)[-fixed:] if fixed else None
+    assert support_of_keys(K, C, count, there).tolist() == sorted(chosen)
+
+
+def test_keys_that_reach_nothing_are_an_error() -> None:
+    K, _, _, C = problem(4, 0, 6, 3, seed=0)
+    with pytest.raises(ComputationError, match="zero at every input"):
+        support_of_keys(torch.zeros_like(K), C, 3)
+
+
+def test_whitened_coordinates_on_a_support() -> None:
+    _, R, _, C = problem(4, 0, 6, 3, seed=0)
+    S = torch.tensor([1, 4, 5])
+    A, L = whitened_on(C, S)
+    torch.testing.assert_close(A @ C @ A.T, torch.eye(3, dtype=C.dtype))
+    assert not A[:, [0, 2, 3]].any()
+    dW = torch.zeros(3, 6, dtype=C.dtype)
+    dW[:, S] = R[:, :3]
+    B = dW[:, S] @ L
+    torch.testing.assert_close(B @ A, dW)
+    torch.testing.assert_close((dW @ C @ dW.T).trace(), B.square().sum())
+    with pytest.raises(ComputationError, match="singular on 3 inputs"):
+        whitened_on(torch.zeros_like(C), S)
+
+
+def test_a_solve_within_a_budget() -> None:
+    K, R, P, C = problem(6, 3, 8, 4, seed=2)
+    G, columns = penalty(C, 0.7, ridge=0.01), collected(K, R, P)
+    assert torch.equal(solve_within(columns, G, None).dense(), columns.solve(G).dense())
+    expected = solve_on_support(columns, G, choose_support(columns, G, 3))
+    assert torch.equal(solve_within(columns, G, 3).dense(), expected.dense())

@@ -10,7 +10,8 @@ from hf_edit.methods.anyedit.chunks import CHUNKERS
 from hf_edit.methods.anyedit.unke_config import UnKESettings
 from hf_edit.methods.joining.config import JoinSettings
 from hf_edit.methods.polish.config import PolishSettings
-from hf_edit.settings import Settings, setting
+from hf_edit.methods.support import SupportSettings
+from hf_edit.settings import setting
 from hf_edit.statistics.config import StatisticsConfig
 
 
@@ -24,7 +25,7 @@ OF_TARGETS = (
 
 
 @dataclass(frozen=True)
-class AnyEditConfig(Settings):
+class AnyEditConfig(SupportSettings):
     """AnyEdit (arXiv 2502.05628): how answers are cut, how targets are found, and what makes weights of them.
 
     Lengths of vectors are relative to the hidden state at the key position and penalties to the second moment, so
@@ -141,6 +142,11 @@ class AnyEditConfig(Settings):
             )
         if self.backend == "direct":
             self._check_direct()
+        elif self.is_sparse and self.backend != "memit":
+            raise ConfigError(
+                f"A budget of columns does not go with backend = {self.backend}, whose update needs all of them.",
+                "Leave it out, use the backend memit or direct, or hf_edit.sparsify the pack.",
+            )
         self._check_nested()
         if self.backend == "unke" and self.experts:
             raise ConfigError(
@@ -167,12 +173,21 @@ class AnyEditConfig(Settings):
     def _check_direct(self) -> None:
         """Refuse settings that say how targets are found or solved for, where there are none."""
         used = {"backend", "format", "layers", "experts", "direct", "together", "join", "statistics", "seed"}
+        used |= {"columns", "column_bytes"}
         given = [f.name for f in fields(AnyEditConfig) if f.name not in used and getattr(self, f.name) != _default(f)]
         if given:
             raise ConfigError(
                 f"{given[0]} = {getattr(self, given[0])!r} does not go with backend = direct, which has no targets.",
                 "Leave it out, use another backend, or see the settings that begin with direct.",
             )
+
+        if not self.together and (self.is_sparse or self.direct.is_sparse):
+            raise ConfigError(
+                "A budget of columns does not go with together = False: each edit would have columns of its own.",
+                "Leave out one of the two, or hf_edit.sparsify the pack.",
+            )
+        if self.is_sparse and self.direct.is_sparse:
+            raise ConfigError("There is a budget of columns, and another one under direct.", "Give one.")
 
     def first_clamp_of(self, chunk: int, n_edits: int) -> float:
         """The clamp with which this chunk of an answer begins, in a pack of `n_edits`."""

@@ -117,15 +117,19 @@ class AnyEdit:
             encoded,
             targets,
             preserve.earlier,
-            solver(config, _moment_of(second_moments, weights, model.device)),
+            solver(config, _moment_of(second_moments, weights, model.device), config.columns_of(edited)),
             config.own_weight,
             config.earlier_weight,
         )
         return EditResult(deltas, source, receipt)
 
     def _direct(self) -> PolishSettings:
-        """How the update is optimised, in the layers chosen for AnyEdit, if any are."""
-        return replace(self.config.direct, layers=self.config.layers or self.config.direct.layers)
+        """How the update is optimised, in the layers and columns chosen for AnyEdit, if any are."""
+        config, direct = self.config, self.config.direct
+        settings = replace(direct, layers=config.layers or direct.layers)
+        if config.is_sparse:
+            settings = replace(settings, columns=config.columns, column_bytes=config.column_bytes)
+        return settings
 
     def _edited(self, model: EditableModel) -> list[EditableLinear]:
         """The MLP output maps of the chosen layers: the last has the targets. Errors as for `linears`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from hf_edit.prompting import Encoded
 from hf_edit.solvers.low_rank import LowRankDelta
 from hf_edit.solvers.null_space import null_space, null_space_solve
 from hf_edit.solvers.ridge import Columns, penalty
+from hf_edit.solvers.support import solve_within
 
 
 Solver = Callable[[EditableLinear, Columns], LowRankDelta]
@@ -25,11 +26,18 @@ Solver = Callable[[EditableLinear, Columns], LowRankDelta]
 TOKENS_AT_ONCE = 2048  # of texts run together, padding included
 
 
-def solver(config: AnyEditConfig, moment_of: Callable[[EditableLinear], Tensor]) -> Solver:
-    """The solve of the backend `memit` or `alphaedit`, against the second moment (d_in, d_in) of a linear's inputs."""
+def solver(
+    config: AnyEditConfig, moment_of: Callable[[EditableLinear], Tensor], most: Mapping[str, int] | None = None
+) -> Solver:
+    """The solve of the backend `memit` or `alphaedit`, against the second moment (d_in, d_in) of a linear's inputs.
+
+    Args:
+        most: linear name -> inputs on which memit's update may act; None: all.
+    """
 
     def memit(linear: EditableLinear, columns: Columns) -> LowRankDelta:
-        return columns.solve(penalty(moment_of(linear), config.preservation, config.ridge))
+        G = penalty(moment_of(linear), config.preservation, config.ridge)
+        return solve_within(columns, G, None if most is None else most[linear.name])
 
     def alphaedit(linear: EditableLinear, columns: Columns) -> LowRankDelta:
         C = moment_of(linear)

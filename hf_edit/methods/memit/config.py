@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hf_edit.methods.support import SupportSettings
 from hf_edit.settings import Settings, setting
 from hf_edit.statistics.config import StatisticsConfig
 
@@ -79,7 +80,7 @@ class ShortFactConfig(Settings):
 
 
 @dataclass(frozen=True)
-class MemitConfig(ShortFactConfig):
+class MemitConfig(SupportSettings, ShortFactConfig):
     """MEMIT (arXiv 2210.07229): a ridge solve against the second moment."""
 
     preservation: float = setting(

@@ -20,6 +20,7 @@ from hf_edit.methods.memit.config import AlphaEditConfig, MemitConfig, ShortFact
 from hf_edit.methods.memit.facts import Fact, names_subject, prepared
 from hf_edit.methods.memit.targets import Targets, in_batches, optimise_targets
 from hf_edit.methods.memit.update import spread_update
+from hf_edit.methods.support import SupportSettings
 from hf_edit.methods.training.outcome import warn_of_unreached
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.processes import Processes
@@ -28,6 +29,7 @@ from hf_edit.prompting import PromptFormat
 from hf_edit.solvers.low_rank import LowRankDelta
 from hf_edit.solvers.null_space import null_space, null_space_solve
 from hf_edit.solvers.ridge import Columns, penalty
+from hf_edit.solvers.support import solve_within
 from hf_edit.statistics.moments import SecondMoments
 
 
@@ -43,8 +45,12 @@ class ShortFacts(ABC, Generic[Config]):
         self.config = config
 
     @abstractmethod
-    def solve(self, C: Tensor, columns: Columns) -> LowRankDelta:
-        """The update of one map from its columns and the second moment C (d_in, d_in) of its inputs."""
+    def solve(self, C: Tensor, columns: Columns, most: int | None) -> LowRankDelta:
+        """The update of one map from its columns and the second moment C (d_in, d_in) of its inputs.
+
+        Args:
+            most: of the map's inputs, on which the update may act; None: all.
+        """
 
     def linears(self, model: EditableModel) -> list[EditableLinear]:
         """The maps that will be edited; ConfigError for layers that the model does not have or that cannot share."""
@@ -67,6 +73,7 @@ class ShortFacts(ABC, Generic[Config]):
         config = self.config
         linears = self.linears(model)
         self._check_subjects(prompts, edits)
+        most = config.columns_of(linears) if isinstance(config, SupportSettings) else None
         moments = preserve.moments(linears)
         prefixes = invent_prefixes(model, prompts, config.prefixes, config.prefix_tokens, config.seed)
         facts = [prepared(edit, prompts, prefixes, model.max_length) for edit in edits]
@@ -92,7 +99,9 @@ class ShortFacts(ABC, Generic[Config]):
             preserve.earlier if config.earlier_weight else (),
             config.earlier_weight,
             config.batch,
-            lambda linear, columns: self.solve(self._moment(moments, linear).to(model.device), columns),
+            lambda linear, columns: self.solve(
+                self._moment(moments, linear).to(model.device), columns, None if most is None else most[linear.name]
+            ),
         )
         receipt = {edit.id: figures for edit, figures in zip(edits, _figures(targets), strict=True)}
         warn_of_unreached({id: figures["loss"] for id, figures in receipt.items()}, "target", config.stop_loss)
@@ -141,9 +150,9 @@ class Memit(ShortFacts[MemitConfig]):
 
     name = "memit"
 
-    def solve(self, C: Tensor, columns: Columns) -> LowRankDelta:
-        """R K^T (lambda C + K K^T)^-1"""
-        return columns.solve(penalty(C, self.config.preservation, self.config.ridge))
+    def solve(self, C: Tensor, columns: Columns, most: int | None) -> LowRankDelta:
+        """R K^T (lambda C + K K^T)^-1, or that on the inputs which serve best."""
+        return solve_within(columns, penalty(C, self.config.preservation, self.config.ridge), most)
 
 
 class AlphaEdit(ShortFacts[AlphaEditConfig]):
@@ -151,8 +160,9 @@ class AlphaEdit(ShortFacts[AlphaEditConfig]):
 
     name = "alphaedit"
 
-    def solve(self, C: Tensor, columns: Columns) -> LowRankDelta:
+    def solve(self, C: Tensor, columns: Columns, most: int | None) -> LowRankDelta:
         """R K^T P (K K^T P + beta I)^-1"""
+        del most  # what lies in a null space needs all inputs
         beta = self.config.beta * float(C.diagonal().mean())
         return null_space_solve(columns, null_space(C, self.config.null_share), beta)
 

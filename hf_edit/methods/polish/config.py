@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hf_edit.methods.support import SupportSettings
 from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.settings import setting
 from hf_edit.statistics.config import MomentWeights, StatisticsConfig
@@ -11,7 +12,7 @@ from hf_edit.wordings import KINDS, TEXT_KINDS
 
 
 @dataclass(frozen=True)
-class PolishSettings(MomentWeights):
+class PolishSettings(SupportSettings, MomentWeights):
     """The update of a few blocks' MLP outputs, trained in coordinates whitened by what must not change."""
 
     layers: tuple[int, ...] | None = setting(
@@ -22,7 +23,7 @@ class PolishSettings(MomentWeights):
     rank: int | None = setting(
         None,
         "Largest rank per block; none: 32 for each edit up to 256 in all, then one for each 8 tokens of the answers, "
-        "4 for each edit at least.",
+        "4 for each edit at least. On a budget of columns it is their number.",
         at_least=1,
     )
     wordings: int = setting(1, "Rewrites of each prompt that are trained beside it.", at_least=0)

@@ -37,6 +37,7 @@ from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.solvers.key_basis import Keys, key_basis
 from hf_edit.solvers.low_rank import LowRankDelta
 from hf_edit.solvers.ridge import penalty
+from hf_edit.solvers.support import on_columns, support_of_keys, touched_columns, whitened_on
 from hf_edit.wordings import CHAT_KINDS, rewrites
 
 
@@ -113,7 +114,11 @@ def polished(
     """
     polishing = Polishing(model, prompts, preserve, settings, seed, start)
     factors, trained = polishing.optimised(edits, checkpoints, progress)
-    return result_of(edits, trained, factors.detached())
+    deltas = factors.detached()
+    if settings.is_sparse:  # as the layout sparse has them, so that all layouts are the same to the bit
+        columns = {name: touched_columns(delta) for name, delta in deltas.items()}
+        deltas = {name: on_columns(values, there, deltas[name].shape[1]) for name, (there, values) in columns.items()}
+    return result_of(edits, trained, deltas)
 
 
 class Polishing:
@@ -137,6 +142,7 @@ class Polishing:
         self._settings, self._seed, self._start = settings, seed, start or {}
         self._talks = answered(preserve.conversations())[: settings.conversations]
         self._heard: dict[Encoded, Known] = {}
+        self._columns = settings.columns_of(self.linears)
         self._moments = self._second_moments()
 
     @cached_property
@@ -238,8 +244,11 @@ class Polishing:
             name, C = linear.name, self._moments[linear.name]
             if name in strange:
                 C = C + settings.stranger_weight * strange[name]
-            L = penalty(C, 1.0, settings.ridge).factor
-            A, B = _coordinates(keys[name], L, min(rank, linear.d_out), start.get(name), linear.d_out)
+            G = penalty(C, 1.0, settings.ridge)
+            if self._columns is None:
+                A, B = _coordinates(keys[name], G.factor, min(rank, linear.d_out), start.get(name), linear.d_out)
+            else:
+                A, B = _on_columns(name, keys[name], G.matrix(), self._columns[name], start.get(name), linear.d_out)
             bases[name], coordinates[name] = A.to(dtype), B.to(dtype)
         unit = hidden_scale(model, self.linears, [trainee.text for trainee in trainees], first)
         return KeyBasisFactors(bases, coordinates, unit)
@@ -272,6 +281,30 @@ def _coordinates(keys: Keys, L: Tensor, rank: int, start: LowRankDelta | None, d
     start = start.to(torch.float64, L.device)
     A = key_basis(keys, L, rank, fixed=start.A)
     return A, start.B @ (start.A @ L @ (A @ L).T)  # A C A^T = I, so dW = B A has B = dW C A^T
+
+
+def _on_columns(
+    name: str, keys: Keys, C: Tensor, count: int, start: LowRankDelta | None, d_out: int
+) -> tuple[Tensor, Tensor]:
+    """The same of an update of `count` columns: those that carry the keys, and those of the update that is there.
+
+    Raises:
+        ConfigError: the update that is there changes more of them.
+    """
+    if start is None:
+        A, _ = whitened_on(C, support_of_keys(keys.root(), C, count))
+        return A, A.new_zeros(d_out, A.shape[0])
+    there, values = touched_columns(start.to(torch.float64, C.device))
+    if len(there) > count:
+        raise ConfigError(
+            f"The update to polish changes {len(there)} columns of {name}, and the budget is {count}.",
+            "Raise columns, or hf_edit.sparsify the pack first.",
+        )
+    support = support_of_keys(keys.root(), C, count, fixed=there)
+    A, L = whitened_on(C, support)
+    dW = values.new_zeros(d_out, len(support))
+    dW[:, torch.searchsorted(support, there)] = values
+    return A, dW @ L
 
 
 def _trainees(

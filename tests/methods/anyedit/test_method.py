@@ -24,6 +24,7 @@ from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Silent
 from hf_edit.prompting import Encoded, PromptFormat
+from hf_edit.solvers.support import touched_columns
 from hf_edit.statistics.config import StatisticsConfig
 from hf_edit.statistics.moments import SecondMoments
 from tests.methods.preserving import Fixed
@@ -240,3 +241,40 @@ def test_a_text_that_begins_like_an_edit_is_not_held_to_its_keys() -> None:
     """As an earlier answer to the same question, or a conversation that goes on behind it, does."""
     assert beginnings([1, 2, 3])[:2] == beginnings([1, 2, 4])[:2]
     assert beginnings([1, 2, 3])[2] != beginnings([1, 3, 2])[2] and beginnings([5, 2])[1] != beginnings([1, 2])[1]
+
+
+# ---- few columns -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::hf_edit.errors.HfEditWarning")
+@pytest.mark.parametrize("backend", ["memit", "direct"])
+def test_a_budget_of_columns(backend: str, tmp_path: Path) -> None:
+    """From settings to the layout sparse, which is plain LoRA's update to the bit."""
+    quick = {"direct": {"training": {"max_steps": 2}}} if backend == "direct" else {"max_evaluations": 2}
+    statistics = {"tokens": 256, "conversations": 4, "answer_tokens": 4, "length": 64, "batch": 4}
+    config = AnyEditConfig.from_mapping(
+        {"backend": backend, "layers": [1, 2], "columns": 9, "statistics": statistics, **quick}
+    )
+    pack = hf_edit.edit(tiny_model(), tiny_tokenizer(), EDITS, config)
+    assert {len(touched_columns(delta)[0]) for delta in pack.deltas.values()} == {9}
+    for layout in ("sparse", "portable"):
+        pack.save_pretrained(tmp_path / layout, layout=layout)
+    sparse, portable = (hf_edit.EditPack.from_pretrained(tmp_path / one) for one in ("sparse", "portable"))
+    for name, delta in pack.deltas.items():
+        assert torch.equal(sparse.deltas[name].dense(), delta.dense())
+        assert torch.equal(portable.deltas[name].dense(), delta.dense())
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"backend": "alphaedit", "columns": 4}, "does not go with backend = alphaedit"),
+        ({"backend": "unke", "column_bytes": 4000}, "does not go with backend = unke"),
+        ({"backend": "direct", "columns": 4, "together": False}, "does not go with together = False"),
+        ({"backend": "direct", "columns": 4, "direct": {"columns": 5}}, "another one under direct"),
+        ({"backend": "memit", "direct": {"columns": 5}}, "do not go with backend = memit"),
+    ],
+)
+def test_budgets_that_make_no_sense(values: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        AnyEditConfig.from_mapping(values)

@@ -18,6 +18,7 @@ from hf_edit.methods.memit.config import AlphaEditConfig, MemitConfig, ShortFact
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.prompting import Encoded, PromptFormat
+from hf_edit.solvers.support import touched_columns
 from hf_edit.statistics.config import StatisticsConfig
 from tests.editing import Listener
 from tests.methods.anyedit.test_against_reference import random_moments
@@ -100,6 +101,14 @@ def test_the_figures_are_in_the_order_of_the_edits() -> None:
     assert list(forward.receipt) == list(EDITS.ids)
     for id, figures in forward.receipt.items():
         assert figures == pytest.approx(backward.receipt[id], rel=1e-3, abs=1e-4)
+
+
+def test_a_budget_of_columns() -> None:
+    few, all_of = compute(replace(CONFIG, columns=6)), compute()
+    for name, delta in few.deltas.items():
+        assert len(touched_columns(delta)[0]) == 6 < len(touched_columns(all_of.deltas[name])[0])
+    with pytest.raises(ConfigError, match=r"columns = 999 is outside 1\.\."):
+        compute(replace(CONFIG, columns=999))
 
 
 def test_earlier_edits_are_protected() -> None:

@@ -74,6 +74,16 @@ def reference_polish(
         C = C + settings.stranger_weight * mean_square([keys(name, e.ids)[e.answer_start :] for e in alike])
         C = C + settings.earlier_weight * mean_square([keys(name, e.ids) for e in preserve.earlier])
         C = C + settings.ridge * C.trace() / len(C) * torch.eye(len(C), dtype=C.dtype)
+        d_out = outputs_of_linear(model, name)
+        began = start[name].dense().double() if name in start else torch.zeros(d_out, len(C), dtype=C.dtype)
+        Cs[name] = C
+        if settings.columns:
+            S = best_columns(torch.cat([keys(name, text.ids) for text in texts]).T, C, settings.columns, began)
+            L = torch.linalg.cholesky(C[S][:, S])
+            bases[name] = torch.zeros(len(S), len(C), dtype=C.dtype)
+            bases[name][:, S] = torch.linalg.inv(L)
+            leaves[name] = began[:, S] @ L
+            continue
         values, vectors = torch.linalg.eigh(C)
         whiten, colour = vectors / values.sqrt() @ vectors.T, vectors * values.sqrt() @ vectors.T
         K = whiten @ torch.cat([keys(name, text.ids) for text in texts]).T
@@ -84,9 +94,7 @@ def reference_polish(
         U, S, _ = torch.linalg.svd(K - V @ V.T @ K, full_matrices=False)
         room = max(0, rank - V.shape[1])
         V = torch.cat([V, U[:, S > 1e-6 * K.norm()][:, :room]], dim=1)
-        Cs[name], bases[name] = C, V.T @ whiten
-        d_out = outputs_of_linear(model, name)
-        began = start[name].dense().double() if name in start else torch.zeros(d_out, len(C), dtype=C.dtype)
+        bases[name] = V.T @ whiten
         leaves[name] = began @ colour @ V
     unit = typical_entry(model, writers, [text.ids for text in texts[:SCALED_BY]])
     leaves = {name: (leaf / unit).requires_grad_() for name, leaf in leaves.items()}
@@ -103,6 +111,20 @@ def reference_polish(
         [text for text in pool if text.prompt_ids not in taught] for pool in (talks, [*alike, *preserve.earlier])
     ]
     return reference_training(model, texts, pools, list(leaves.values()), dense, size, settings.training, seed)
+
+
+def best_columns(K: Tensor, C: Tensor, count: int, began: Tensor) -> list[int]:
+    """Those that change already, then one after the other the one with which the most of the keys is seen."""
+    S = began.abs().amax(0).nonzero()[:, 0].tolist()
+    while len(S) < count:
+        seen = {
+            c: float((K[T].T @ torch.linalg.solve(C[T][:, T], K[T])).trace())
+            for c in range(len(C))
+            if c not in S
+            for T in [[*S, c]]
+        }
+        S.append(max(seen, key=seen.__getitem__))
+    return sorted(S)
 
 
 def typical_entry(model: PreTrainedModel, modules: Sequence[nn.Module], texts: Sequence[Sequence[int]]) -> float:

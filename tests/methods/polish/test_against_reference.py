@@ -246,3 +246,28 @@ def test_without_training_an_update_comes_out_as_it_went_in(rank: int) -> None:
     found = check("llama", EDITS, settings(training, rank=rank, layers=(1,), wordings=0), start=start).dense
     B, A = start[DOWN.format(1)]
     assert (found[DOWN.format(1)] - B @ A).abs().max() < 1e-9
+
+
+# ---- few columns -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_of_few_columns(family: str) -> None:
+    expected = check(family, EDITS, settings(columns=5))
+    assert all(int((dense != 0).any(0).sum()) == 5 for dense in expected.dense.values())
+
+
+def test_of_few_columns_with_few_keys() -> None:
+    edits = EditSet([Edit(prompt="a", target="fox")])
+    check("llama", edits, settings(format="plain", wordings=0, columns=3))
+
+
+def test_of_few_columns_from_an_update_of_some_of_them() -> None:
+    name = DOWN.format(1)
+    B, A = random_start([name], 2)[name]
+    there = [7, 2]
+    A = torch.zeros_like(A)
+    A[torch.arange(2), there] = 1
+    expected = check("llama", EDITS, settings(columns=5, layers=(1,)), start={name: (B, A)})
+    changed = (expected.dense[name] != 0).any(0).nonzero()[:, 0].tolist()
+    assert len(changed) == 5 and set(there) < set(changed)

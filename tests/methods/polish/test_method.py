@@ -21,6 +21,7 @@ from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Silent
 from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.solvers.low_rank import LowRankDelta
+from hf_edit.solvers.support import touched_columns
 from hf_edit.wordings import rewrites
 from tests.methods.preserving import Fixed
 from tests.methods.training.moments import random_moments
@@ -181,6 +182,26 @@ def test_the_rank_is_bounded() -> None:
     assert delta.rank <= 32
 
 
+def test_a_budget_of_columns() -> None:
+    """Of few, and exactly as the layout sparse has them."""
+    found = compute(EDITS, columns=7)
+    (indices, values) = next(touched_columns(delta) for delta in found.values())
+    (delta,) = found.values()
+    assert len(indices) == delta.rank == 7
+    assert torch.equal(delta.dense()[:, indices], values) and set(delta.A.unique().tolist()) == {0.0, 1.0}
+    (alike,) = compute(EDITS, column_bytes=7 * 4 * (delta.shape[0] + 1) + 3).values()
+    assert torch.equal(alike.dense(), delta.dense())
+
+
+def test_a_budget_below_what_is_there_to_polish() -> None:
+    (start,) = compute(EDITS, columns=7).items()
+    view = EditableModel.of(tiny_model())
+    with borrowed(view.model), pytest.raises(ConfigError, match="changes 7 columns of .*, and the budget is 5"):
+        config = PolishConfig(layers=(2,), training=ONE_STEP, columns=5)
+        preserve = Fixed(random_moments(view))
+        Polish(config, dict([start])).compute(view, CHAT, EDITS, preserve, NoCheckpoints(), Silent())
+
+
 def test_decoys_teach_questions_of_the_statistics_the_answers_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[Course] = []
 
@@ -228,6 +249,8 @@ def test_decoys_need_questions() -> None:
         ({"training": {"drift_share": 0}}, "drift_share = 0.0 is not above 0"),
         ({"training": {"speed": 1}}, "'speed' is no setting of TrainingConfig"),
         ({"format": "html"}, "format = 'html' is none of chat, plain, qa"),
+        ({"columns": 0}, "columns = 0 is below 1"),
+        ({"columns": 3, "column_bytes": 900}, "columns = 3 and column_bytes = 900 are two budgets"),
     ],
 )
 def test_settings_that_make_no_sense(values: dict[str, object], said: str) -> None:
