@@ -28,7 +28,7 @@ from hf_edit.progress import Progress
 from hf_edit.prompting import PromptFormat
 from hf_edit.solvers.low_rank import LowRankDelta
 from hf_edit.solvers.null_space import null_space, null_space_solve
-from hf_edit.solvers.ridge import Columns, penalty
+from hf_edit.solvers.ridge import Columns, Penalty, penalty
 from hf_edit.solvers.support import solve_within
 from hf_edit.statistics.moments import SecondMoments
 
@@ -45,12 +45,12 @@ class ShortFacts(ABC, Generic[Config]):
         self.config = config
 
     @abstractmethod
-    def solve(self, C: Tensor, columns: Columns, most: int | None) -> LowRankDelta:
-        """The update of one map from its columns and the second moment C (d_in, d_in) of its inputs.
+    def solve(self, C: Tensor, columns: Columns) -> LowRankDelta:
+        """The update of one map from its columns and the second moment C (d_in, d_in) of its inputs."""
 
-        Args:
-            most: of the map's inputs, on which the update may act; None: all.
-        """
+    def solve_within(self, C: Tensor, columns: Columns, most: int) -> LowRankDelta:
+        """The same on at most so many inputs of the map; asked only where the settings have such a budget."""
+        raise NotImplementedError
 
     def linears(self, model: EditableModel) -> list[EditableLinear]:
         """The maps that will be edited; ConfigError for layers that the model does not have or that cannot share."""
@@ -91,6 +91,11 @@ class ShortFacts(ABC, Generic[Config]):
             ),
             processes,
         )
+
+        def update(linear: EditableLinear, columns: Columns) -> LowRankDelta:
+            C = self._moment(moments, linear).to(model.device)
+            return self.solve(C, columns) if most is None else self.solve_within(C, columns, most[linear.name])
+
         deltas, source = spread_update(
             model,
             linears,
@@ -99,9 +104,7 @@ class ShortFacts(ABC, Generic[Config]):
             preserve.earlier if config.earlier_weight else (),
             config.earlier_weight,
             config.batch,
-            lambda linear, columns: self.solve(
-                self._moment(moments, linear).to(model.device), columns, None if most is None else most[linear.name]
-            ),
+            update,
         )
         receipt = {edit.id: figures for edit, figures in zip(edits, _figures(targets), strict=True)}
         warn_of_unreached({id: figures["loss"] for id, figures in receipt.items()}, "target", config.stop_loss)
@@ -150,9 +153,16 @@ class Memit(ShortFacts[MemitConfig]):
 
     name = "memit"
 
-    def solve(self, C: Tensor, columns: Columns, most: int | None) -> LowRankDelta:
-        """R K^T (lambda C + K K^T)^-1, or that on the inputs which serve best."""
-        return solve_within(columns, penalty(C, self.config.preservation, self.config.ridge), most)
+    def solve(self, C: Tensor, columns: Columns) -> LowRankDelta:
+        """R K^T (lambda C + K K^T)^-1"""
+        return columns.solve(self._penalty(C))
+
+    def solve_within(self, C: Tensor, columns: Columns, most: int) -> LowRankDelta:
+        """The same on the inputs that serve best."""
+        return solve_within(columns, self._penalty(C), most)
+
+    def _penalty(self, C: Tensor) -> Penalty:
+        return penalty(C, self.config.preservation, self.config.ridge)
 
 
 class AlphaEdit(ShortFacts[AlphaEditConfig]):
@@ -160,9 +170,8 @@ class AlphaEdit(ShortFacts[AlphaEditConfig]):
 
     name = "alphaedit"
 
-    def solve(self, C: Tensor, columns: Columns, most: int | None) -> LowRankDelta:
+    def solve(self, C: Tensor, columns: Columns) -> LowRankDelta:
         """R K^T P (K K^T P + beta I)^-1"""
-        del most  # what lies in a null space needs all inputs
         beta = self.config.beta * float(C.diagonal().mean())
         return null_space_solve(columns, null_space(C, self.config.null_share), beta)
 
