@@ -43,6 +43,8 @@ sys.path.insert(0, str(ROOT.parent))  # the tests' tokenizer
 
 from hf_edit import AnyEditConfig, Edit, MemitConfig, edit
 from hf_edit.errors import HfEditError, HfEditWarning
+from hf_edit.methods.polish.config import PolishSettings
+from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.models.orientation import as_stored, stored_weights
 from hf_edit.packs.pack import EditPack
 from hf_edit.prompting import PromptFormat
@@ -140,6 +142,11 @@ METHODS = {
         layers=(1,), preservation=1.0, prefixes=1, prefix_tokens=3, learning_rate=0.1, statistics=STATISTICS
     ),
     "anyedit": AnyEditConfig(statistics=STATISTICS),
+    "direct": AnyEditConfig(
+        backend="direct",
+        statistics=STATISTICS,
+        direct=PolishSettings(strangers=2, training=TrainingConfig(max_steps=4)),
+    ),
     "experts": AnyEditConfig(statistics=STATISTICS, experts=True),
 }
 ROUNDING = 1e-6  # of fp32 logits of order 1
