@@ -26,7 +26,7 @@ from hf_edit.prompting import PromptFormat
 from hf_edit.statistics.collect import collect, sums_name
 from hf_edit.statistics.compression import Compressed, Compression, moment_of, parts_of
 from hf_edit.statistics.config import StatisticsConfig
-from hf_edit.statistics.corpus import WRITTEN, Corpus, tokens_of, write_corpus
+from hf_edit.statistics.corpus import CORPUS, WRITTEN, Corpus, tokens_of, write_corpus
 from hf_edit.statistics.files import opened, write
 from hf_edit.statistics.invented import PROCEDURE
 from hf_edit.statistics.moments import SecondMoments
@@ -34,7 +34,6 @@ from hf_edit.statistics.shards import Shard
 from hf_edit.statistics.unfinished import Unfinished
 
 
-CORPUS = "corpus.safetensors"
 UNFINISHED, SHARDS = "unfinished", "shards"
 
 
