@@ -25,15 +25,18 @@ def setting(
     at_most: float | None = None,
     choices: Sequence[str] | None = None,
     ascending: bool = False,
+    recorded: bool = True,
 ) -> Any:
     """A dataclass field with its help text and limits; for tuples the limits hold for every element.
 
     Args:
         default: the value, or a `Settings` class whose defaults are meant.
         ascending: a tuple holds at least one element, each once and in order.
+        recorded: it says what is computed; one that only says where to look for that is left out of `to_json`, and so
+            of manifests and of the keys under which results are found again.
     """
     limits = {"at_least": at_least, "above": above, "at_most": at_most, "choices": choices, "ascending": ascending}
-    metadata = {"help": help, **limits}
+    metadata = {"help": help, "recorded": recorded, **limits}
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -79,9 +82,9 @@ class Settings:
         return cls(**arguments)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values that `from_mapping` reads back."""
+        """Plain values that `from_mapping` reads back, of the settings that are recorded."""
         plain: dict[str, Any] = {}
-        for field in _fields(self):
+        for field in (one for one in _fields(self) if one.metadata["recorded"]):
             value = getattr(self, field.name)
             plain[field.name] = (
                 value.to_json() if isinstance(value, Settings) else list(value) if isinstance(value, tuple) else value

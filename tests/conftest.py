@@ -37,7 +37,11 @@ def fast_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(request: pytest.FixtureRequest, fast_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fast tests leave the user's cache alone; slow ones share it, as collecting for a real model takes minutes."""
+    """Fast tests leave the user's cache alone; slow ones share it, as collecting for a real model takes minutes.
+
+    None looks for statistics where the user does.
+    """
+    monkeypatch.delenv("HF_EDIT_STATISTICS", raising=False)
     if "slow" not in request.keywords:
         monkeypatch.setenv("HF_EDIT_CACHE", str(fast_cache))
 

@@ -305,6 +305,9 @@ class _Handler(BaseHTTPRequestHandler):
             for sibling in siblings:
                 content = repository.commits[sha][sibling["rfilename"]]
                 sibling |= {"size": len(content), "blobId": _git_oid(content)}
+                if sibling["rfilename"].endswith(LFS_ENDINGS):
+                    oid = hashlib.sha256(content).hexdigest()
+                    sibling["lfs"] = {"sha256": oid, "size": len(content), "pointerSize": 134}
         return {"id": id, "sha": sha, "private": repository.private, "tags": [], "siblings": siblings}
 
     def _tree(self, files: Mapping[str, bytes], under: str) -> Any:

@@ -83,6 +83,12 @@ def test_the_constructor_checks_as_well() -> None:
         Inner(size=0)
 
 
+def test_where_things_are_looked_for_is_not_recorded() -> None:
+    config = AnyEditConfig.from_mapping({"statistics": {"repo": "me/stats"}})
+    assert config.statistics.repo == "me/stats" and config.to_json() == AnyEditConfig().to_json()
+    assert "repo" not in config.statistics.to_json()
+
+
 @pytest.mark.parametrize("config_class", [AnyEditConfig, StatisticsConfig])
 def test_real_settings_survive_json_and_explain_themselves(config_class: type[Settings]) -> None:
     config = config_class()

@@ -53,10 +53,16 @@ def snapshot(
 
 @dataclass(frozen=True)
 class Listing:
-    """What a repository holds at one commit: path -> bytes."""
+    """What a repository holds at one commit.
+
+    Args:
+        sizes: path -> bytes.
+        digests: path -> sha256, of files in LFS alone.
+    """
 
     commit: str
     sizes: Mapping[str, int]
+    digests: Mapping[str, str]
 
 
 def listing(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> Listing:
@@ -70,7 +76,9 @@ def listing(repo_id: str, *, revision: str | None = None, token: str | bool | No
     info = attempt(
         lambda: api.model_info(repo_id, revision=revision, files_metadata=True), f"Listing {repo_id!r}{at} on the Hub"
     )
-    return Listing(info.sha or "", {file.rfilename: file.size or 0 for file in info.siblings or ()})
+    there = info.siblings or ()
+    sizes = {file.rfilename: file.size or 0 for file in there}
+    return Listing(info.sha or "", sizes, {file.rfilename: file.lfs.sha256 for file in there if file.lfs})
 
 
 def download(

@@ -24,6 +24,12 @@ class StatisticsConfig(Settings):
     answer_tokens: int = setting(16, "Longest invented answer, in tokens.", at_least=1)
     length: int = setting(64, "Tokens of plain text run together.", at_least=8)
     batch: int = setting(64, "Sequences run at once.", at_least=1)
+    repo: str | None = setting(
+        None,
+        "Repository on the Hub (owner/name, or owner/name@revision) where statistics of this base and recipe are "
+        "looked for before they are collected; none: $HF_EDIT_STATISTICS, and without it only the cache.",
+        recorded=False,
+    )
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from hf_edit.statistics.unfinished import Unfinished
 from hf_edit.validation import shown
 
 
+CORPUS = "corpus.safetensors"
 WRITTEN = ("text", "questions")
 """What is kept of a corpus while it is written."""
 TOKENS_PER_INPUT = 5

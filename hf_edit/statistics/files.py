@@ -22,13 +22,23 @@ def write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path
     Raises:
         StatisticsError: the folder cannot be written.
     """
+    with keeping_in(path.parent), replacing(path) as temporary:
+        save_file(dict(tensors), temporary, metadata=dict(metadata))
+        _sort_metadata(temporary)
+
+
+@contextmanager
+def keeping_in(folder: Path) -> Iterator[None]:
+    """Tell of a folder of the cache that cannot be written.
+
+    Raises:
+        StatisticsError: it cannot be.
+    """
     try:
-        with replacing(path) as temporary:
-            save_file(dict(tensors), temporary, metadata=dict(metadata))
-            _sort_metadata(temporary)
+        yield
     except (OSError, SafetensorError) as error:
         raise StatisticsError(
-            f"The statistics cannot be kept in {path.parent}: {error}.",
+            f"The statistics cannot be kept in {folder}: {error}.",
             "Set HF_EDIT_CACHE to a folder on a disk with free space that you may write to.",
         ) from error
 

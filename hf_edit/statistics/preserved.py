@@ -40,7 +40,7 @@ class Preserved:
     earlier: Sequence[Encoded] = field(default=())
 
     def moments(self, linears: Sequence[EditableLinear]) -> SecondMoments:
-        """Second moments of the inputs of these linears, from the cache or by collecting them.
+        """Second moments of the inputs of these linears, as `obtain` finds or collects them.
 
         Raises:
             StatisticsError: fused experts have too many inputs together.

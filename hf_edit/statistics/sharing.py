@@ -7,9 +7,6 @@ A repository is laid out as the cache is, `<base>/<recipe>/<linear>.safetensors`
 from __future__ import annotations
 
 import json
-import os
-import re
-import tempfile
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -19,12 +16,13 @@ from typing import Any
 from hf_edit.errors import HubError, StatisticsError
 from hf_edit.hub.card import merged_card
 from hf_edit.hub.client import HubCommit, is_repo_id, repo_of
-from hf_edit.hub.fetch import download, listing
 from hf_edit.hub.push import Changes, Published, push
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.fingerprint import dtype_name
-from hf_edit.statistics.received import check_corpus, check_moments, is_public, size_limit
-from hf_edit.statistics.store import CORPUS, Stored, base_folder, cache_folder, stored
+from hf_edit.statistics.corpus import CORPUS
+from hf_edit.statistics.fetching import fetch, offered
+from hf_edit.statistics.received import is_public
+from hf_edit.statistics.store import Stored, base_folder, stored
 
 
 INDEX, CARD = "statistics.json", "README.md"
@@ -84,39 +82,14 @@ def pull_statistics(
         StatisticsError: the repository has none of this base, or a file that is no second moment of it.
         HubError: the repository could not be read.
     """
-    there = listing(repo_id, revision=revision, token=token)
     base = base_folder(model)
-    linears = {linear.name: linear for linear in model.linears}
-    pattern = re.compile(rf"{base.name}/[0-9a-f]{{16}}/(.+)\.safetensors")
-    found = {name: match[1] for name in sorted(there.sizes) if (match := pattern.fullmatch(name))}
-    ours = {name: stem for name, stem in found.items() if stem in linears or stem == Path(CORPUS).stem}
-    if not ours:
+    there = offered(repo_id, model, base.name, revision=revision, token=token)
+    if not there.sizes:
         raise StatisticsError(
             f"{repo_id!r} has no statistics of this model in {dtype_name(model.model.dtype)} (weights {base.name}).",
             "Load the model in the dtype that they were collected in, or collect: hf-edit stats collect.",
         )
-    missing = {name: linears.get(stem) for name, stem in ours.items() if not (base.parent / name).exists()}
-    for name, linear in missing.items():
-        if there.sizes[name] > size_limit(linear):
-            raise StatisticsError(
-                f"{name} in {repo_id!r} has {there.sizes[name]} bytes, more than {size_limit(linear)}.",
-                "It holds something else than statistics: tell who published it.",
-            )
-    commit = HubCommit(repo_id, there.commit)
-    if not missing:
-        return commit, []
-    base.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".pull.", dir=cache_folder()) as folder:
-        download(repo_id, there.commit, missing, Path(folder), token=token)
-        for name, linear in missing.items():
-            if linear is None:
-                check_corpus(Path(folder) / name, model)
-            else:
-                check_moments(Path(folder) / name, linear)
-        for name in missing:
-            (base.parent / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(Path(folder) / name, base.parent / name)
-    return commit, [base.parent / name for name in missing]
+    return HubCommit(repo_id, there.commit), fetch(repo_id, there, model, base.parent, token=token)
 
 
 def _name(base: Path, path: Path) -> str:

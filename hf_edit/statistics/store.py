@@ -26,15 +26,16 @@ from hf_edit.prompting import PromptFormat
 from hf_edit.statistics.collect import collect, sums_name
 from hf_edit.statistics.compression import Compressed, Compression, moment_of, parts_of
 from hf_edit.statistics.config import StatisticsConfig
-from hf_edit.statistics.corpus import WRITTEN, Corpus, tokens_of, write_corpus
+from hf_edit.statistics.corpus import CORPUS, WRITTEN, Corpus, tokens_of, write_corpus
+from hf_edit.statistics.fetching import REPOSITORY, look_up
 from hf_edit.statistics.files import opened, write
 from hf_edit.statistics.invented import PROCEDURE
 from hf_edit.statistics.moments import SecondMoments
+from hf_edit.statistics.received import is_public
 from hf_edit.statistics.shards import Shard
 from hf_edit.statistics.unfinished import Unfinished
 
 
-CORPUS = "corpus.safetensors"
 UNFINISHED, SHARDS = "unfinished", "shards"
 
 
@@ -51,11 +52,15 @@ def obtain(
     seed: int,
     progress: Progress,
 ) -> SecondMoments:
-    """The statistics of `linears`, from the cache where they are, else collected and kept there.
+    """The statistics of `linears`, from the cache where they are, else fetched or collected, and kept there.
 
     Several processes collect together. One that was killed goes on where it was.
+
+    Raises:
+        StatisticsError, HubError: a file is damaged, or the repository that the user named failed.
     """
     folder = recipe_folder(model, prompts, config, seed)
+    _look_up(model, linears, config, folder, progress)
     _collected(model, prompts, linears, config, seed, progress, folder, Shard())
     return load(folder, [linear.name for linear in linears])
 
@@ -71,6 +76,7 @@ def obtain_shard(
 ) -> Path:
     """The folder with the statistics of `linears` over one part of the corpus, which `merge` joins to the others."""
     recipe = recipe_folder(model, prompts, config, seed)
+    _look_up(model, (), config, recipe, progress)
     folder = recipe / SHARDS / f"{shard.number}-of-{shard.count}"
     _collected(model, prompts, linears, config, seed, progress, folder, shard)
     return folder
@@ -97,7 +103,7 @@ def _collected(
     if not missing:
         return
     recipe = recipe_folder(model, prompts, config, seed)
-    corpus = obtain_corpus(model, prompts, config, seed, progress)
+    corpus = _kept_corpus(model, prompts, config, seed, progress)
     unfinished = Unfinished(recipe / UNFINISHED)
     moments = collect(model, corpus, missing, config.batch, progress, shard, unfinished)
     where = {} if shard.count == 1 else {"base": recipe.parent.name, "recipe": recipe.name, "shard": str(shard)}
@@ -108,7 +114,39 @@ def _collected(
 def obtain_corpus(
     model: EditableModel, prompts: PromptFormat, config: StatisticsConfig, seed: int, progress: Progress
 ) -> Corpus:
-    """What statistics are taken over, from the cache if it is there, else written and kept there."""
+    """What statistics are taken over, from the cache if it is there, else fetched or written, and kept there.
+
+    Raises:
+        StatisticsError, HubError: as `obtain`.
+    """
+    _look_up(model, (), config, recipe_folder(model, prompts, config, seed), progress)
+    return _kept_corpus(model, prompts, config, seed, progress)
+
+
+def _look_up(
+    model: EditableModel,
+    linears: Sequence[EditableLinear],
+    config: StatisticsConfig,
+    recipe: Path,
+    progress: Progress,
+) -> None:
+    """Look for what the cache lacks of `linears`, or of the corpus if there are none, where the user says.
+
+    Statistics of a private text are published nowhere.
+    """
+    processes = Processes.joined(model.device)
+    repo = processes.first(config.repo or os.environ.get(REPOSITORY))
+    if not repo or not is_public(config.text):
+        return
+    wanted = [_path(recipe, linear.name) for linear in linears]
+    if not all(processes.gathered(all(path.exists() for path in wanted or [recipe / CORPUS]))):
+        look_up(repo, model, recipe, [path.name for path in wanted], progress)
+
+
+def _kept_corpus(
+    model: EditableModel, prompts: PromptFormat, config: StatisticsConfig, seed: int, progress: Progress
+) -> Corpus:
+    """The corpus from the cache if it is there, else written and kept there."""
     processes = Processes.joined(model.device)
     recipe = recipe_folder(model, prompts, config, seed)
     path = recipe / CORPUS

@@ -168,3 +168,24 @@ def test_statistics(
     assert "model.layers.1.mlp.down_proj" in hf_edit("stats", "show", *model).stdout
     assert "0 new file(s)" in hf_edit("stats", "pull", "me/stats", *model).stdout
     failed(hf_edit("stats", "pull", "me/none", *model), "no such repository")
+
+
+@pytest.mark.filterwarnings("ignore:.*loss stayed above:hf_edit.errors.HfEditWarning")  # a random model learns little
+def test_apply_finds_statistics_where_it_is_told(
+    hub: LoopbackHub, hf_edit: Command, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_EDIT_CACHE", str(tmp_path / "here"))
+    options = ("--tokens", 300, "--conversations", 0, "--layers", "1", "--format", "plain")
+    hf_edit("stats", "collect", "--model", base, *options)
+    hf_edit("stats", "push", "me/stats", "--model", base)
+    monkeypatch.setenv("HF_EDIT_CACHE", str(tmp_path / "there"))
+    monkeypatch.setattr("hf_edit.statistics.store.collect", None)  # fails if it is called
+
+    edits = tmp_path / "edits.jsonl"
+    edits.write_text(json.dumps({"prompt": "Who made the lamp?", "target": "A fox."}) + "\n")
+    settings = ("layers=[1]", "max_evaluations=1", "statistics.tokens=300", "statistics.conversations=0")
+    command = ["apply", "--model", base, "--edits", edits, "--out", tmp_path / "pack", "--method", "anyedit"]
+    command += ["--format", "plain", *(part for one in settings for part in ("--set", one))]
+    failed(hf_edit(*command, "--set", "statistics.repo=me/none"), "no such repository", "leave out statistics.repo")
+    result = hf_edit(*command, "--set", "statistics.repo=me/stats")
+    assert result.exit_code == 0 and "statistics: from the Hub" in result.stderr

@@ -340,6 +340,7 @@ def test_another_base_is_refused(cached: None) -> None:
         {"statistics": {"text": "dataset:a:b:c:d"}},
         {"statistics": {"tokens": 10**12}},
         {"statistics": {"conversations": 10**9}},
+        {"statistics": {"repo": "stranger/stats"}},
         {"statistics": {"nonsense": 1}},
         {"statistics": 3},
         {"backend": ["direct"], "direct": 3},
@@ -356,7 +357,7 @@ def test_a_hostile_manifest_does_not_choose_what_is_collected(config: dict[str, 
     )
     named = replace(pack.manifest.method, name=method, config=config)
     settings, statistics, seed = recipe(replace(pack, manifest=replace(pack.manifest, method=named, seed=10**30)))
-    assert statistics.text == "self" and 0 <= seed < 1 << 32
+    assert statistics.text == "self" and statistics.repo is None and 0 <= seed < 1 << 32
     assert all((getattr(statistics, name) or 0) <= most for name, most in LARGEST.items())
     assert all(0 <= value <= 1e6 for value in settings.values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,7 @@ def test_a_connection_that_breaks_in_the_middle_of_a_file(hub: LoopbackHub, tmp_
     send()
     there = listing("me/repo")
     assert there.sizes == {".gitattributes": 25, "a.txt": 3, "sub/b.safetensors": 1000}
+    assert there.digests == {"sub/b.safetensors": hashlib.sha256(b"\0" * 1000).hexdigest()}
     hub.cut("GET", "/resolve/.*safetensors")
     download("me/repo", there.commit, ["sub/b.safetensors"], tmp_path)
     assert (tmp_path / "sub/b.safetensors").read_bytes() == b"\0" * 1000

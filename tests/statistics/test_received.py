@@ -17,8 +17,9 @@ from hf_edit.progress import Silent
 from hf_edit.prompting import PromptFormat
 from hf_edit.statistics.compression import Compressed, Compression
 from hf_edit.statistics.config import StatisticsConfig
+from hf_edit.statistics.corpus import CORPUS
 from hf_edit.statistics.received import check_corpus, check_moments, is_public, size_limit
-from hf_edit.statistics.store import CORPUS, obtain, recipe_folder
+from hf_edit.statistics.store import obtain, recipe_folder
 from tests.tiny import tiny_model, tiny_tokenizer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -66,6 +67,7 @@ def recipe(pack: EditPack) -> tuple[dict[str, Any], StatisticsConfig, int]:
         statistics = StatisticsConfig()
     if statistics.text != "self" or any((getattr(statistics, name) or 0) > most for name, most in LARGEST.items()):
         statistics = StatisticsConfig()
+    statistics = replace(statistics, repo=None)  # where this machine looks is for its user to say
     settings: Any = config
     if config.get("backend") == "direct":
         joined = len(pack.edits) > 1 and not config.get("together", True)  # settings of old packs know no joining
