@@ -63,7 +63,7 @@ class Processes:
 
     def batches(self, items: Sequence[T], size: int) -> list[Sequence[T]]:
         """Runs of `size` items in order; for several processes shorter ones, so that each gets equally many."""
-        if self.count == 1:
+        if self.count == 1 or not items:
             return list(batched(items, size))
         rounds = -(-len(items) // (size * self.count))
         return evenly(items, min(len(items), rounds * self.count))

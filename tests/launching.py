@@ -31,5 +31,6 @@ def launched(target: Callable[..., None], *arguments: object, count: int = 2, ti
 def _run(rank: int, count: int, port: int, target: Callable[..., None], arguments: tuple[object, ...]) -> None:
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in places.items()})
+    os.environ["OMP_NUM_THREADS"] = "1"  # else accelerate sets torch's threads anew
     torch.set_num_threads(1)
     target(*arguments)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -261,6 +261,7 @@ def test_what_processes_tell_each_other(tmp_path: Path) -> None:
 
 
 @given(n=st.integers(0, 60), size=st.integers(1, 20), count=st.integers(1, 5))
+@example(n=0, size=3, count=2)
 def test_every_process_gets_as_much_as_any_other(n: int, size: int, count: int) -> None:
     batches = Processes(0, count).batches(range(n), size)
     assert [i for batch in batches for i in batch] == list(range(n))

@@ -17,7 +17,7 @@ from hf_edit.cli.output import print_facts, print_json, print_table
 from hf_edit.cli.packs import pack_at
 from hf_edit.cli.progress import Bars
 from hf_edit.errors import ConfigError, HfEditWarning
-from hf_edit.processes import alone, is_first
+from hf_edit.processes import is_first, placed
 
 
 if TYPE_CHECKING:
@@ -62,11 +62,9 @@ def evaluate(
     """Measure a model before and after a pack: by what it says on its own first of all.
 
     Questions are answered freely, greedily and to a natural stop: the edits' own and other wordings of them, what must
-    not change, and what follows from the edits. Every figure comes with a 95 % interval and its protocol. Of several
-    processes the first evaluates alone.
+    not change, and what follows from the edits. Every figure comes with a 95 % interval and its protocol. Several
+    processes, started by `accelerate launch` or `torchrun`, share the questions.
     """
-    if not is_first():
-        return
     from hf_edit.datasets.formats import read_cases
     from hf_edit.datasets.records import edits_of
     from hf_edit.evaluation.config import EvaluateConfig, Material
@@ -90,9 +88,11 @@ def evaluate(
             "Leave out --edits and --limit, or --save; --out keeps the figures in a file.",
         )
     known = _completed(Material.of(cases), material, text)
-    with alone(), Bars() as progress:
-        base, tokenizer = load_model(model, dtype=dtype, device=device, revision=revision)
+    with Bars() as progress:
+        base, tokenizer = load_model(model, dtype=dtype, device=placed(device), revision=revision)
         evaluation = evaluated(base, tokenizer, opened, asked, settings, material=known, progress=progress)
+    if not is_first():
+        return
     if out is not None:
         out.write_text(json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if save and opened is not None and pack is not None:

@@ -34,6 +34,7 @@ from hf_edit.models.editable import EditableModel
 from hf_edit.models.fingerprint import dtype_name, running_fingerprint
 from hf_edit.packs.evaluation import Evaluation, Figure, Generation, Metric, factors_digest
 from hf_edit.packs.pack import EditPack
+from hf_edit.processes import Processes
 from hf_edit.progress import Progress, Silent
 from hf_edit.prompting import PromptFormat
 
@@ -53,7 +54,9 @@ def evaluate(
     """Measure a model before and after an edit: by what it says on its own first of all.
 
     The model is asked everything as it stands, then again with the pack attached. Afterwards it is as it was, bit for
-    bit, also when this raises or is interrupted.
+    bit, also when this raises or is interrupted. Several processes, started by `accelerate launch` (on CPUs by
+    `torchrun`), share the asking; all of them must call this alike, and each gets the same evaluation. One that
+    evaluates by itself does so within `hf_edit.processes.alone()`.
 
     Args:
         model: the pack's base, without the pack; adapters that are active on it stay so.
@@ -78,12 +81,14 @@ def evaluate(
         PackError, BaseMismatchError, UnsupportedModelError: the pack is not sound, or `model` is not its base.
         ComputationError: what the model puts out is not finite.
     """
-    settings, known, listener = config or EvaluateConfig(), material or Material(), progress or Silent()
+    settings, known = config or EvaluateConfig(), material or Material()
     pack = None if pack is None else pack_for(model, pack)
     if edits is None and pack is None:
         raise ConfigError("There is neither a pack nor edits.", "Give one of the two.")
     asked = EditSet.coerce(edits) if edits is not None else pack.edits  # type: ignore[union-attr]
     view = EditableModel.of(model)
+    processes = Processes.joined(view.device)
+    listener = progress if progress is not None and processes.rank == 0 else Silent()
     prompts = _prompts(pack, settings, tokenizer)
     prompts.check(asked, view.max_length)
     task = Task.of(asked, known, settings, prompts)
@@ -100,13 +105,16 @@ def evaluate(
             with place:
                 subject = Subject(view, task, context, edited=True)
                 after = _Look.at(subject, evaluators, before, "after", listener)
-    return Evaluation(
-        pack=None if pack is None else factors_digest(pack.deltas),
-        metrics=tuple(_metrics(evaluators, before, after, settings.seed)),
-        generations=tuple(_generations(before, after)),
-        protocol=_protocol(task, evaluators, asked, context is not None, view.max_length),
-        environment=environment,
-        seconds={"base": before.seconds, **({} if after is None else {"edited": after.seconds})},
+    # by the first, when no one reads the pack's files any more: whoever called it may replace them
+    return processes.once(
+        lambda: Evaluation(
+            pack=None if pack is None else factors_digest(pack.deltas),
+            metrics=tuple(_metrics(evaluators, before, after, settings.seed)),
+            generations=tuple(_generations(before, after)),
+            protocol=_protocol(task, evaluators, asked, context is not None, view.max_length),
+            environment=environment,
+            seconds={"base": before.seconds, **({} if after is None else {"edited": after.seconds})},
+        )
     )
 
 

@@ -1,10 +1,16 @@
-"""A model as it stands, being asked: every question once, every answer kept."""
+"""A model as it stands, being asked: every question once, every answer kept.
+
+Several processes share the asking here, so that evaluators need not care: all of them call the same methods in the
+same order, and get the same. A process remembers its own share alone, which spares it the asking, never the telling
+that others wait for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, groupby
 from typing import TypeVar
 
 from torch import Tensor
@@ -19,10 +25,12 @@ from hf_edit.evaluation.following import answer_logits
 from hf_edit.evaluation.recall import Recall
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.generation import continuations, drafted
+from hf_edit.processes import Processes
 from hf_edit.prompting import Encoded, PromptFormat
 
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 Context = Callable[[Prompt, str | None], Prompt]
 """Puts what is to be read in front of a question, given the id of the edit that it belongs to, if to one."""
@@ -90,6 +98,15 @@ class Task:
         ]
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A question as it is put, and as token ids."""
+
+    row: tuple[int, ...]
+    prompt: Prompt
+    taught: str | None
+
+
 class Subject:
     """One model.
 
@@ -108,6 +125,8 @@ class Subject:
         edited: bool = False,
     ) -> None:
         self.view, self.task = view, task
+        self.processes = Processes.joined(view.device)
+        """Those that share the asking."""
         self._context, self._recall, self._edited = context, recall, edited
         self._answers: dict[tuple[str, str, int], Answer] = {}
         self.asked: dict[tuple[str, str | None, str, int], tuple[Question, str]] = {}
@@ -122,9 +141,19 @@ class Subject:
         """The question as this model gets it; `edit` is the id of the one that it belongs to, if to one."""
         return self._context(prompt, edit) if self._context else prompt
 
-    def once(self, key: Hashable, ask: Callable[[], T]) -> T:
-        """What asking the model finds; remembered under that key, which says all that is asked."""
-        return ask() if self._recall is None else self._recall.once(key, ask)
+    def shared(self, what: Hashable, items: Sequence[T], ask: Callable[[Sequence[T]], Sequence[R]]) -> list[R]:
+        """What asking the model about the items finds, joined in order; of several processes each asks about a run.
+
+        Args:
+            what: says, with the items, all that is asked: it is remembered under these.
+            ask: called with at least one item.
+
+        Raises:
+            HfEditError: in all processes, what `ask` raised in one of them.
+        """
+        runs = [tuple(run) for run in self.processes.batches(items, max(1, len(items)))]
+        found = self.processes.map(lambda run: self._once((what, run), lambda: ask(run)), runs)
+        return [*chain.from_iterable(found)]
 
     def answers(self, questions: Sequence[Question], limit: int, prompts: PromptFormat | None = None) -> list[Answer]:
         """Greedy answers with a natural stop, cut at `limit` tokens, in order; what was asked before is remembered.
@@ -132,7 +161,7 @@ class Subject:
         Raises:
             ConfigError: a question leaves no room for an answer in the model's context.
         """
-        prompts = prompts or self.task.prompts
+        prompts, size = prompts or self.task.prompts, self.task.config.batch
         put = [self.put(question.prompt, question.edit) for question in questions]
         keys = [(prompts.name, prompt_key(prompt), limit) for prompt in put]
         new = {
@@ -140,16 +169,23 @@ class Subject:
             for key, prompt, question in zip(keys, put, questions, strict=True)
             if key not in self._answers
         }
-        for part in batched(list(new.items()), self.task.config.batch):
-            rows = tuple(prompts.prompt_ids(prompt) for _, (prompt, _) in part)
-            room = room_for_answers(rows, limit, self.view.max_length)
-            drafts = [self._draft(prompt, taught, prompts) for _, (prompt, taught) in part]
-            for (key, _), ids in zip(part, self._continued(rows, drafts, prompts.stop_ids, room), strict=True):
-                self._answers[key] = Answer(prompts.decode(ids), tuple(ids), len(ids) < room)
+        asked = [_Asked(prompts.prompt_ids(prompt), prompt, taught) for prompt, taught in new.values()]
+
+        def room_in(batch: Sequence[_Asked]) -> int:
+            return room_for_answers([one.row for one in batch], limit, self.view.max_length)
+
+        # where answers are cut off must not depend on how many processes there are, though batches do
+        parts = [
+            (part, room)
+            for room, batches in groupby(batched(asked, size), room_in)
+            for part in self.processes.batches([*chain.from_iterable(batches)], size)
+        ]
+        found = self.processes.map(lambda part: self._answered(*part, prompts), parts)
+        self._answers.update(zip(new, chain.from_iterable(found), strict=True))
         answers = [self._answers[key] for key in keys]
         for question, answer in zip(questions, answers, strict=True):
-            asked = (question.kind, question.edit, prompt_key(question.prompt), limit)
-            self.asked.setdefault(asked, (question, answer.text))
+            place = (question.kind, question.edit, prompt_key(question.prompt), limit)
+            self.asked.setdefault(place, (question, answer.text))
         return answers
 
     def own(self) -> Iterator[tuple[Edit, Answer]]:
@@ -167,22 +203,50 @@ class Subject:
     @cached_property
     def scores(self) -> list[EditScore]:
         """Every edit under teacher forcing, old answers among what is compared where all are known."""
-        edits, old = self.task.edits, self.task.material.old_answers
-        known = [old[edit.id] for edit in edits] if all(edit.id in old for edit in edits) else None
-        asked, prompts = tuple(self._put(edit) for edit in edits), self.task.prompts
-        return self.once(
-            ("scores", prompts.name, asked, known and tuple(known)),
-            lambda: edit_scores(self.model, prompts, asked, known),
-        )
+        edits, old, prompts = self.task.edits, self.task.material.old_answers, self.task.prompts
+        compared = all(edit.id in old for edit in edits)
+
+        def ask(some: Sequence[tuple[Edit, str]]) -> list[EditScore]:
+            asked, known = zip(*some, strict=True)
+            return edit_scores(self.model, prompts, asked, known if compared else None)
+
+        pairs = [(self._put(edit), old[edit.id] if compared else "") for edit in edits]
+        return self.shared(("scores", prompts.name, compared), pairs, ask)
 
     def distributions(self, texts: Sequence[Encoded]) -> list[Tensor]:
-        """Per text (a, V): the log probabilities of each of its answer's tokens, fp32 on the CPU."""
+        """Per text (a, V): the log probabilities of each of its answer's tokens, fp32 on the CPU.
+
+        Of several processes each gets those of its share alone: they are too large to be told. `compared` takes them.
+        """
+        own = tuple(self.processes.mine(texts))
 
         def ask() -> list[Tensor]:
-            found = {i: logits.log_softmax(-1).cpu() for i, logits, _ in answer_logits(self.model, texts, batch=4)}
-            return [found[i] for i in range(len(texts))]
+            found = {i: logits.log_softmax(-1).cpu() for i, logits, _ in answer_logits(self.model, own, batch=4)}
+            return [found[i] for i in range(len(own))]
 
-        return ask() if self._recall is None else self._recall.tensors_once(tuple(texts), ask)
+        return ask() if self._recall is None else self._recall.tensors_once(own, ask)
+
+    def compared(
+        self, before: Sequence[Tensor], texts: Sequence[Encoded], compare: Callable[[Tensor, Tensor], R]
+    ) -> list[R]:
+        """Per text what `compare` makes of another model's distributions and of this one's.
+
+        Args:
+            before: the other's `distributions` of as many texts.
+        """
+        places = range(len(texts))
+        pairs = dict(
+            zip(self.processes.mine(places), zip(before, self.distributions(texts), strict=True), strict=True)
+        )
+        return self.processes.map(lambda i: compare(*pairs[i]), places)
+
+    def _once(self, key: Hashable, ask: Callable[[], T]) -> T:
+        return ask() if self._recall is None else self._recall.once(key, ask)
+
+    def _answered(self, part: Sequence[_Asked], room: int, prompts: PromptFormat) -> list[Answer]:
+        drafts = [self._draft(one.prompt, one.taught, prompts) for one in part]
+        written = self._continued(tuple(one.row for one in part), drafts, prompts.stop_ids, room)
+        return [Answer(prompts.decode(ids), tuple(ids), len(ids) < room) for ids in written]
 
     def _continued(
         self,
@@ -196,7 +260,7 @@ class Subject:
                 return drafted(self.model, rows, drafts, stop_ids, limit)
             return continuations(self.model, rows, stop_ids, limit)
 
-        return self.once(("continuations", rows, stop_ids, limit), ask)
+        return self._once(("continuations", rows, stop_ids, limit), ask)
 
     def _draft(self, prompt: Prompt, taught: str | None, prompts: PromptFormat) -> tuple[int, ...]:
         """What was taught, as ids; none of questions that are not to change.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import chain
 from statistics import fmean
 
+from hf_edit.edits import Edit
 from hf_edit.evaluation.compat import character_bleu, rouge_l_recall, rouge_n_recall
 from hf_edit.evaluation.encoders import SentenceCosine
 from hf_edit.evaluation.evaluators.base import About, Evaluator, Observed, columns
-from hf_edit.evaluation.subject import Question, Subject, Task
+from hf_edit.evaluation.subject import Answer, Question, Subject, Task
 
 
 Score = Callable[[str, str], float]
@@ -55,22 +57,29 @@ class AnyEditCompat(Evaluator):
         scores = {name: score for name, (score, _) in SCORES.items()}
         if task.config.sentence_model:
             scores["cosine"] = _cosine(task.config.sentence_model).cosine
-        own = columns({n: score(a.text, edit.target) for n, score in scores.items()} for edit, a in subject.own())
-        reworded = columns(
-            {f"{name}_paraphrase": score(answers[0].text, edit.target) for name, score in scores.items()}
-            for edit, answers in subject.reworded()
-        )
+
+        def scored(some: tuple[Edit, Answer]) -> dict[str, float]:
+            edit, answer = some
+            return {name: score(answer.text, edit.target) for name, score in scores.items()}
+
+        again = [(edit, answers[0]) for edit, answers in subject.reworded()]
+        # shared as well, since an encoder may take longer than the model
+        own = columns(subject.processes.map(scored, list(subject.own())))
+        reworded = {
+            f"{name}_paraphrase": values for name, values in columns(subject.processes.map(scored, again)).items()
+        }
         return Observed({**own, **reworded, "rouge_l_sub": _sub_questions(subject)})
 
 
 def _sub_questions(subject: Subject) -> list[float]:
-    task, found = subject.task, []
-    for edit in task.edits:
-        asked = [Question("portability", probe.prompt, edit.id, (str(probe.answer),)) for probe in edit.portability]
-        if asked:
-            said = subject.answers(asked, task.max_new_tokens)
-            found.append(fmean(rouge_l_recall(a.text, q.accepted[0]) for a, q in zip(said, asked, strict=True)))
-    return found
+    task = subject.task
+    asked = [
+        [Question("portability", probe.prompt, edit.id, (str(probe.answer),)) for probe in edit.portability]
+        for edit in task.edits
+        if edit.portability
+    ]
+    said = iter(subject.answers([*chain.from_iterable(asked)], task.max_new_tokens))
+    return [fmean(rouge_l_recall(next(said).text, question.accepted[0]) for question in some) for some in asked]
 
 
 @cache

@@ -12,6 +12,7 @@ from hf_edit.evaluation.evaluators.base import About, Evaluator, Observed
 from hf_edit.evaluation.following import answer_logits
 from hf_edit.evaluation.subject import Subject, Task
 from hf_edit.packs.evaluation import FORCED
+from hf_edit.prompting import Encoded
 
 
 PADDING = 0
@@ -69,20 +70,23 @@ class EMSEditCompat(Evaluator):
 def _wins(subject: Subject, asked: Sequence[tuple[Prompt, str, str | None]]) -> list[float]:
     """Per question with its answer, and with the other one where they are compared, the share of tokens that win."""
     prompts = subject.task.prompts
-    texts = tuple(prompts.encode(question, answer) for question, answer, _ in asked)
-    others = tuple(
-        None if other is None else prompts.encode(question, other).answer_ids[:-1] for question, _, other in asked
-    )
-    widest = max(len(ids or ()) for ids in others)
+    pairs = [
+        (
+            prompts.encode(question, answer),
+            None if other is None else prompts.encode(question, other).answer_ids[:-1],
+        )
+        for question, answer, other in asked
+    ]
+    widest = max(len(ids or ()) for _, ids in pairs)
 
-    def ask() -> list[float]:
+    def ask(some: Sequence[tuple[Encoded, tuple[int, ...] | None]]) -> list[float]:
         found = {
-            i: _share(logits[:-1], ids[:-1], others[i], widest)
-            for i, logits, ids in answer_logits(subject.model, texts)
+            i: _share(logits[:-1], ids[:-1], some[i][1], widest)
+            for i, logits, ids in answer_logits(subject.model, [text for text, _ in some])
         }
-        return [found[i] for i in range(len(texts))]
+        return [found[i] for i in range(len(some))]
 
-    return subject.once(("wins", texts, others), ask)
+    return subject.shared(("wins", widest), pairs, ask)
 
 
 def _share(logits: Tensor, ids: Tensor, other: Sequence[int] | None, widest: int) -> float:

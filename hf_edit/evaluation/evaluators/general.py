@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any, ClassVar
 
@@ -32,11 +32,18 @@ class General(Evaluator):
     def observe(self, subject: Subject, before: Observed | None) -> Observed:
         del before
         config = subject.task.config
-        asked = ("lm-eval", config.tasks, config.task_limit, config.batch, config.seed)
-        return subject.once(asked, lambda: _observed(_results(subject)))
+        found = subject.shared(
+            ("lm-eval", config.task_limit, config.batch, config.seed),
+            config.tasks,
+            lambda tasks: [_observed(_results(subject, tasks))],
+        )
+        return Observed(
+            {name: score for one in found for name, score in one.scores.items()},
+            about={name: about for one in found for name, about in one.about.items()},
+        )
 
 
-def _results(subject: Subject) -> Mapping[str, Any]:
+def _results(subject: Subject, tasks: Sequence[str]) -> Mapping[str, Any]:
     """What lm-eval says of the model."""
     config = subject.task.config
     harness, models = _harness()
@@ -44,7 +51,7 @@ def _results(subject: Subject) -> Mapping[str, Any]:
     try:
         found: Mapping[str, Any] = harness.simple_evaluate(
             model=model,
-            tasks=list(config.tasks),
+            tasks=list(tasks),
             limit=config.task_limit,
             random_seed=config.seed,
             bootstrap_iters=1000,
@@ -52,7 +59,7 @@ def _results(subject: Subject) -> Mapping[str, Any]:
         )
     except (KeyError, OSError, ValueError) as error:
         raise ConfigError(
-            f"lm-eval could not run {', '.join(config.tasks)}: {error}",
+            f"lm-eval could not run {', '.join(tasks)}: {error}",
             "Check the names of the tasks (lm-eval ls tasks), and that their data can be had.",
         ) from error
     return found

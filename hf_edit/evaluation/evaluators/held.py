@@ -42,7 +42,7 @@ class Before:
     """What the unedited model said.
 
     Args:
-        texts, log_probs: of some of the questions: their answers as ids, and (a, V) along them.
+        texts, log_probs: of some of the questions: their answers as ids, and the distributions along them.
     """
 
     questions: Sequence[Question]
@@ -83,12 +83,12 @@ class Held(Evaluator):
             for question, text in zip(base.followed, base.texts, strict=True)
             for ids in [prompts.prompt_ids(subject.put(question.prompt, question.edit))]
         ]
-        pairs = list(zip(base.log_probs, subject.distributions(own), strict=True))
+        moved = subject.compared(base.log_probs, own, _moved)
         return Observed(
             {
                 "same": by_edit(base.questions, same),
-                "kl": [float((p.exp() * (p - q)).sum(-1).mean()) for p, q in pairs],
-                "agreement": [float((p.argmax(-1) == q.argmax(-1)).float().mean()) for p, q in pairs],
+                "kl": [kl for kl, _ in moved],
+                "agreement": [agreement for _, agreement in moved],
             }
         )
 
@@ -99,6 +99,12 @@ def by_edit(questions: Sequence[Question], scores: Sequence[float]) -> list[floa
     for i, (question, score) in enumerate(zip(questions, scores, strict=True)):
         found.setdefault(i if question.edit is None else question.edit, []).append(score)
     return [fmean(some) for some in found.values()]
+
+
+def _moved(p: Tensor, q: Tensor) -> tuple[float, float]:
+    """KL(p || q) and the share of tokens with the same likeliest one, of log probabilities (a, V)."""
+    kl, agreement = (p.exp() * (p - q)).sum(-1).mean(), (p.argmax(-1) == q.argmax(-1)).float().mean()
+    return float(kl), float(agreement)
 
 
 def _text(subject: Subject, prompts: PromptFormat, question: Question, answer: Answer) -> Encoded:

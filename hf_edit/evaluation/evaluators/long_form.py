@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import chain
 from statistics import fmean
 
 from hf_edit.edits import Edit
@@ -58,13 +59,18 @@ class LongForm(Evaluator):
         del before
         task = subject.task
         scores = _scores(task)
+
+        def scored(some: tuple[Edit, Sequence[Answer]]) -> dict[str, float]:
+            edit, answers = some
+            return {name: fmean(score(edit, answer) for answer in answers) for name, score in scores.items()}
+
         said = [(edit, answer) for edit, answer in subject.own() if _is_long(edit)]
-        own = columns({name: score(edit, answer) for name, score in scores.items()} for edit, answer in said)
-        reworded = columns(
-            {f"{name}_paraphrase": fmean(score(edit, one) for one in answers) for name, score in scores.items()}
-            for edit, answers in subject.reworded()
-            if _is_long(edit)
-        )
+        again = [(edit, answers) for edit, answers in subject.reworded() if _is_long(edit)]
+        # shared as well, since an encoder may take longer than the model
+        own = columns(subject.processes.map(scored, [(edit, [answer]) for edit, answer in said]))
+        reworded = {
+            f"{name}_paraphrase": values for name, values in columns(subject.processes.map(scored, again)).items()
+        }
         tokens = [float(_shared(task, edit, answer)[0]) for edit, answer in said]
         return Observed({**own, **reworded, "prefix_tokens": tokens, "sub_questions": sub_questions(subject)})
 
@@ -72,16 +78,16 @@ class LongForm(Evaluator):
 def sub_questions(subject: Subject) -> Sequence[float]:
     """Per edit that has some, the share that is answered right anywhere in the answer."""
     task = subject.task
-    found = []
-    for edit in filter(_is_long, task.edits):
-        asked = [
+    asked = [
+        [
             Question("portability", probe.prompt, edit.id, task.material.accepted(str(probe.answer), edit.id))
             for probe in edit.portability
         ]
-        if asked:
-            answers = subject.answers(asked, task.config.probe_tokens)
-            found.append(fmean(contains(a.text, q.accepted) for a, q in zip(answers, asked, strict=True)))
-    return found
+        for edit in task.edits
+        if _is_long(edit) and edit.portability
+    ]
+    said = iter(subject.answers([*chain.from_iterable(asked)], task.config.probe_tokens))
+    return [fmean(contains(next(said).text, question.accepted) for question in some) for some in asked]
 
 
 def _scores(task: Task) -> dict[str, Score]:

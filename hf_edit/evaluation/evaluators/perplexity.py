@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
+from hf_edit.batching import batched
 from hf_edit.errors import ConfigError
 from hf_edit.evaluation.drift import SEQUENCE, sequence_losses
 from hf_edit.evaluation.evaluators.base import About, Evaluator, Observed
@@ -29,7 +32,11 @@ class Perplexity(Evaluator):
     def observe(self, subject: Subject, before: Observed | None) -> Observed:
         del before
         ids, length = stretches(subject.task, subject.view.max_length)
-        losses = subject.once(("losses", ids, length), lambda: sequence_losses(subject.model, ids, length))
+        losses = subject.shared(
+            "losses",
+            list(batched(ids, length)),
+            lambda some: sequence_losses(subject.model, [*chain.from_iterable(some)], length),
+        )
         return Observed({"text": losses})
 
 

@@ -42,7 +42,8 @@ def invented(subject: Subject) -> list[str]:
     some = spread(asked, -(-config.drift_questions // config.strangers))
     batched = replace(StatisticsConfig(), batch=config.batch)
     seed = config.seed + SEED_OFFSET
-    return subject.once(
-        ("strangers", task.prompts.name, tuple(some), config.strangers, config.batch, seed),
-        lambda: invent_alike(subject.view, task.prompts, some, config.strangers, batched, seed),
+    return subject.shared(  # as one item: few questions, and what is drawn depends on their batch
+        ("strangers", task.prompts.name, config.strangers, config.batch, seed),
+        [tuple(some)],
+        lambda _: invent_alike(subject.view, task.prompts, some, config.strangers, batched, seed),
     )
