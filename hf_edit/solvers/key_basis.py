@@ -51,9 +51,10 @@ class Keys:
             # what is left of keys inside `outside` is rounding, so the measure is their norm before
             U, S, _ = torch.linalg.svd(_without(X, outside), full_matrices=False)
             return U[:, S > NEGLIGIBLE * X.norm()]
-        half = torch.linalg.solve_triangular(L, self._gram, upper=False)  # L^-1 G
-        G = torch.linalg.solve_triangular(L, half.T, upper=False)  # L^-1 G L^-T
-        values, vectors = torch.linalg.eigh(_without(_without((G + G.T) / 2, outside).T, outside))
+        G = torch.linalg.solve_triangular(L, self._gram, upper=False)  # L^-1 G
+        G = torch.linalg.solve_triangular(L, G.T, upper=False)  # L^-1 G L^-T
+        G = (G + G.T).div_(2)
+        values, vectors = torch.linalg.eigh(_without(_without(G, outside).T, outside))
         return vectors[:, values > NEGLIGIBLE**2 * G.trace()].flip(1)
 
 
@@ -80,4 +81,6 @@ def key_basis(keys: Keys, L: Tensor, rank: int, fixed: Tensor | None = None) -> 
 
 
 def _without(X: Tensor, directions: Tensor) -> Tensor:
+    if not directions.shape[1]:
+        return X
     return X - directions @ (directions.T @ X)

@@ -65,7 +65,7 @@ def symmetric(C: Tensor) -> Tensor:
     if not torch.isfinite(C).all():
         raise ComputationError(f"A second moment of width {C.shape[0]} is not finite.", "Collect statistics again.")
     C = C.double()
-    return (C + C.T) / 2
+    return (C + C.T).div_(2)
 
 
 def penalty(C: Tensor, weight: float, ridge: float) -> Penalty:
@@ -81,8 +81,8 @@ def penalty(C: Tensor, weight: float, ridge: float) -> Penalty:
     """
     C = symmetric(C)
     mean_eigenvalue = C.diagonal().mean()
-    ridged = C + ridge * mean_eigenvalue * torch.eye(C.shape[0], dtype=C.dtype, device=C.device)
-    factor, failed = torch.linalg.cholesky_ex(ridged)
+    C.diagonal().add_(ridge * mean_eigenvalue)
+    factor, failed = torch.linalg.cholesky_ex(C)
     if failed or not torch.isfinite(factor).all():
         raise ComputationError(
             f"A second moment of width {C.shape[0]} (mean eigenvalue {mean_eigenvalue:.3g}) is not positive definite "

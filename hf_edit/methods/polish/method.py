@@ -143,14 +143,19 @@ class Polishing:
         self._talks = answered(preserve.conversations())[: settings.conversations]
         self._heard: dict[Encoded, Known] = {}
         self._columns = settings.columns_of(self.linears)
-        self._moments = self._second_moments()
+        self._collected = preserve.moments(self.linears)
+        self._weights = self._collected.collected(settings.moment_weights())
+        self._earlier = moments_over(
+            model, self.linears, prepared(model, preserve.earlier, self.first), self.first, answers=False
+        )
 
     @cached_property
     def moments_digest(self) -> dict[str, list[float]]:
         """Linear name -> figures by which other moments are told, for what is found again under them."""
         return {
-            name: [float(C.sum()), float(torch.linalg.vector_norm(C)), float(C.trace())]
-            for name, C in self._moments.items()
+            linear.name: [float(C.sum()), float(torch.linalg.vector_norm(C)), float(C.trace())]
+            for linear in self.linears
+            for C in [self._moment(linear)]
         }
 
     def optimised(
@@ -232,41 +237,58 @@ class Polishing:
         start: Mapping[str, LowRankDelta],
     ) -> KeyBasisFactors:
         """Where training begins: in the leading directions of the texts' keys, whitened by what must not change."""
-        model, settings, first = self._model, self._settings, self.first
-        strange = moments_over(model, self.linears, prepared(model, strangers, first), first, answers=True)
-        keys = {linear.name: Keys(linear.d_in) for linear in self.linears}
-        for _, inputs in inputs_along(model, self.linears, [trainee.text for trainee in trainees], first):
-            for name, k in inputs.items():
-                keys[name].add(k.T)
+        model, first, texts = self._model, self.first, [trainee.text for trainee in trainees]
+        alike = prepared(model, strangers, first)
         dtype = torch.promote_types(model.dtype, torch.float32)
         bases, coordinates = {}, {}
-        for linear in self.linears:
-            name, C = linear.name, self._moments[linear.name]
-            if name in strange:
-                C = C + settings.stranger_weight * strange[name]
-            G = penalty(C, 1.0, settings.ridge)
-            if self._columns is None:
-                A, B = _coordinates(keys[name], G.factor, min(rank, linear.d_out), start.get(name), linear.d_out)
-            else:
-                A, B = _on_columns(name, keys[name], G.matrix(), self._columns[name], start.get(name), linear.d_out)
-            bases[name], coordinates[name] = A.to(dtype), B.to(dtype)
-        unit = hidden_scale(model, self.linears, [trainee.text for trainee in trainees], first)
-        return KeyBasisFactors(bases, coordinates, unit)
+        for linears in self._traced_together():
+            strange = moments_over(model, linears, alike, first, answers=True)
+            keys = {linear.name: Keys(linear.d_in) for linear in linears}
+            for _, inputs in inputs_along(model, linears, texts, first):
+                for name, k in inputs.items():
+                    keys[name].add(k.T)
+            for linear in linears:
+                A, B = self._directions(linear, keys.pop(linear.name), strange.pop(linear.name, None), rank, start)
+                bases[linear.name], coordinates[linear.name] = A.to(dtype), B.to(dtype)
+        return KeyBasisFactors(bases, coordinates, hidden_scale(model, self.linears, texts, first))
 
-    def _second_moments(self) -> dict[str, Tensor]:
-        """Linear name -> C without strangers, (d_in, d_in) float64: what an update of this linear must not move."""
-        model, settings = self._model, self._settings
-        total = dict(
-            self._preserve.moments(self.linears).combined_each(
-                [linear.name for linear in self.linears], settings.moment_weights(), model.device
-            )
-        )
-        earlier = moments_over(
-            model, self.linears, prepared(model, self._preserve.earlier, self.first), self.first, answers=False
-        )
-        for name, moment in earlier.items():
-            total[name] += settings.earlier_weight * moment
-        return total
+    def _traced_together(self) -> list[list[EditableLinear]]:
+        """The linears in groups whose keys are summed up in one pass over the texts: all where there is room."""
+        sums = sum(2 * torch.float64.itemsize * linear.d_in**2 for linear in self.linears)
+        return [self.linears] if self._model.memory.keeps(sums) else [[linear] for linear in self.linears]
+
+    def _directions(
+        self,
+        linear: EditableLinear,
+        keys: Keys,
+        strange: Tensor | None,
+        rank: int,
+        start: Mapping[str, LowRankDelta],
+    ) -> tuple[Tensor, Tensor]:
+        """A (r, d_in) and the B (d_out, r) with which training begins.
+
+        Args:
+            strange: the moment of strangers' answers.
+        """
+        settings, there = self._settings, start.get(linear.name)
+        C = self._moment(linear)
+        if strange is not None:
+            C += settings.stranger_weight * strange
+        G = penalty(C, 1.0, settings.ridge)
+        del C, strange  # each the size of a weight or more
+        if self._columns is None:
+            return _coordinates(keys, G.factor, min(rank, linear.d_out), there, linear.d_out)
+        return _on_columns(linear.name, keys, G.matrix(), self._columns[linear.name], there, linear.d_out)
+
+    def _moment(self, linear: EditableLinear) -> Tensor:
+        """C without strangers, (d_in, d_in) float64: what an update of this linear must not move.
+
+        Combined anew each time: those of all linears, held throughout, would be what most memory goes to.
+        """
+        C = self._collected.combined(linear.name, self._weights).to(self._model.device)
+        if linear.name in self._earlier:
+            C += self._settings.earlier_weight * self._earlier[linear.name]
+        return C
 
 
 def _coordinates(keys: Keys, L: Tensor, rank: int, start: LowRankDelta | None, d_out: int) -> tuple[Tensor, Tensor]:
