@@ -133,8 +133,8 @@ class Join:
         order = sorted(range(len(texts)), key=lambda i: texts[i].ids.tolist())
         right = dict.fromkeys(range(len(texts)), False)
         for part in batched(order, TOGETHER):
-            found = answers(self._model, first, [texts[i] for i in part], deltas)[1]
-            right |= dict(zip(part, found.tolist(), strict=True))
+            margins = answers(self._model, first, [texts[i] for i in part], deltas)[1]
+            right |= dict(zip(part, (margins > 0).tolist(), strict=True))
         return list(right.values())
 
     def _together(self) -> list[Sequence[_Wanted]]:

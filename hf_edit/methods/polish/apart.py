@@ -103,8 +103,8 @@ def _note_answers(
 ) -> None:
     """Put each edit's loss per answer token, and whether greedy decoding gives its answer, into the receipt."""
     for text, (id, figures) in zip(texts, receipt.items(), strict=True):
-        losses, right = answers(model, first, [text], deltas)
-        receipt[id] = {"loss": round(float(losses[0]), 6), "right": bool(right[0]), **figures}
+        losses, margins = answers(model, first, [text], deltas)
+        receipt[id] = {"loss": round(float(losses[0]), 6), "right": bool(margins[0] > 0), **figures}
     answered = {id: figures["right"] for id, figures in receipt.items()}
     remedy = "Polish the pack, raise the rank, or raise max_steps of the training."
     warn_of_missed(answered, "are not answered as asked", remedy)

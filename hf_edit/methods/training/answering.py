@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from hf_edit.methods.training.texts import Batch, Text, answer_logits
 from hf_edit.models.editable import EditableModel
+from hf_edit.models.generation import MARGIN
 from hf_edit.solvers.low_rank import LowRankDelta
 
 
@@ -21,7 +22,7 @@ SHORTEST = 0.6
 def answers(
     model: EditableModel, first: int, texts: Sequence[Text], deltas: Mapping[str, LowRankDelta]
 ) -> tuple[Tensor, Tensor]:
-    """Per text the mean loss over the answer's tokens, (B,), and whether all are the likeliest, (B,)."""
+    """Per text the mean loss over the answer's tokens, (B,), and its margin, (B,), as of `losses_of`."""
 
     def judged(part: Sequence[int]) -> tuple[Tensor, Tensor]:
         with torch.no_grad(), model.updated(deltas):
@@ -31,16 +32,25 @@ def answers(
 
 
 def losses_of(model: EditableModel, first: int, texts: Sequence[Text]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of texts run together with whatever update is in place, each (B,): the mean loss over the answer's tokens;
-    whether all are the likeliest; and the mean loss over those that are not, zero where there is none."""
+    """Of texts run together with whatever update is in place, each (B,): the mean loss over the answer's tokens; the
+    least by which the logit of one of them exceeds all others', above zero where all are the likeliest; and the mean
+    loss over those that are not by more than rounding, zero where there is none."""
     batch = Batch.of(texts)
     logits = answer_logits(model, batch, first)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     losses = F.cross_entropy(logits, batch.labels, reduction="none")
-    wrong = (logits.detach().argmax(-1) != batch.labels).to(losses.dtype)
-    share = batch.mean_per_text(wrong)
-    hard = batch.mean_per_text(wrong * losses) / share.where(share > 0, 1)
-    return batch.mean_per_text(losses), share == 0, hard
+    margins = _margins(logits.detach(), batch.labels)
+    unclear = (margins < MARGIN).to(losses.dtype)
+    share = batch.mean_per_text(unclear)
+    hard = batch.mean_per_text(unclear * losses) / share.where(share > 0, 1)
+    return batch.mean_per_text(losses), batch.least_per_text(margins), hard
+
+
+def _margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,): each label's logit of (N, V) less the largest other one."""
+    own = logits.gather(1, labels[:, None])[:, 0]
+    first, second = (likeliest := logits.topk(2)).values.unbind(1)
+    return own - torch.where(likeliest.indices[:, 0] == labels, second, first)
 
 
 def by_length(
@@ -60,11 +70,11 @@ def by_length(
 
 
 def in_order(judged: Iterable[tuple[Sequence[int], tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor]:
-    """Losses and rightness of all texts, from those of parts."""
+    """Losses and margins of all texts, from those of parts."""
     parts, found = zip(*judged, strict=True)
     back = torch.tensor([i for part in parts for i in part]).argsort()
-    losses, right = (torch.cat(values) for values in zip(*found, strict=True))
-    return losses[back], right[back]
+    losses, margins = (torch.cat(values) for values in zip(*found, strict=True))
+    return losses[back], margins[back]
 
 
 def alike_in_length(lengths: Sequence[int]) -> list[list[int]]:

@@ -27,7 +27,7 @@ class TrainingConfig(Settings):
     focus: float = setting(
         0.2,
         "Once the mean loss is below stop_loss: the share of an answer's loss that is the mean over its tokens that "
-        "are not the likeliest yet.",
+        "are not clearly the likeliest yet.",
         at_least=0,
         at_most=1,
     )

@@ -31,13 +31,14 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
     """Adam on the factors: the drawn answers' mean loss * (1 + size_weight * size) + drift_weight * KL to the base.
 
     Once the answers' mean loss is below the stopping loss, part of each is the mean over those tokens alone that are
-    still not the likeliest (`focus`), and texts that have any are drawn more often: one token of a hundred that is
-    wrong would else weigh a hundredth, and all others would grow surer than they need to be meanwhile.
+    still not clearly the likeliest (`focus`), and texts of which some are wrong are drawn more often: one token of a
+    hundred would else weigh a hundredth, and all others would grow surer than they need to be meanwhile.
 
     The size counts as a share of the loss, and no gradient goes through that share. The gradient of the loss vanishes
     with the loss; a weight of its own would decide at which loss training comes to rest, the sooner the more edits.
 
-    It ends when every answer is right and sure, when the steps are used up, or when it has long come no further.
+    It ends when every answer is right and sure, when the steps are used up, or when it has long come no further. An
+    answer may be right by less than bfloat16 rounds; then training goes on a little, for it to become clear.
 
     Args:
         checkpoints: a killed run goes on from the last one kept there, to the same bits.
@@ -62,9 +63,9 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
         weights = torch.tensor([trainees[i].weight for i in drawn], dtype=torch.float64)
         weights /= weights.sum()
         focus = config.focus if state.ending(config.stop_loss) else 0.0
-        losses, right = _descended(course, drawn, weights, focus, factors, beside)
+        losses, margins = _descended(course, drawn, weights, focus, factors, beside)
         check_finite(losses, f"The loss of step {step}")
-        state.note(drawn, losses, right)
+        state.note(drawn, losses, margins)
         (size_weight * (weights.to(losses) @ losses) * factors.size()).backward()
         known = course.teacher.drawn(course.held_at_once, generator) if config.drift_weight else []
         _held(course, known, factors)
@@ -74,7 +75,7 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
         optimiser.step()
         progress.step(loss=state.mean_loss())
         if state.asks(step, drawn_at_once, config.stop_loss):
-            if confirmed(course, factors, state):
+            if confirmed(course, factors, state) and state.enough(step):
                 break
             state.asked(step)
         rested = state.rests(step, drawn_at_once)
@@ -83,9 +84,7 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
     else:
         confirmed(course, factors, state)
     scale = shrunk(course, factors, state) if config.shrink else 1.0
-    return Trained(
-        step, [state.losses[i] for i in state.judged], [state.right[i] for i in state.judged], scale, rested
-    )
+    return Trained(step, [state.losses[i] for i in state.judged], [*map(state.right, state.judged)], scale, rested)
 
 
 @torch.no_grad()
@@ -125,9 +124,9 @@ def _descended(
 
     def descended(part: Sequence[int]) -> tuple[tuple[Tensor, Tensor], Sequence[Tensor]]:
         with model.updated(summed([factors.deltas(), beside])):
-            losses, right, hard = losses_of(model, course.first, [texts[i] for i in part])
+            losses, margins, hard = losses_of(model, course.first, [texts[i] for i in part])
             weighed = weights[list(part)].to(losses) @ torch.lerp(losses, hard, focus)
-            return (losses.detach(), right), torch.autograd.grad(weighed, factors.parameters())
+            return (losses.detach(), margins), torch.autograd.grad(weighed, factors.parameters())
 
     found = []
     for part, (judged, gradients) in by_length(model, "training", texts, descended, backward=True):

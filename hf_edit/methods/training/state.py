@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from hf_edit.methods.training.course import Course
 from hf_edit.methods.training.factors import Factors
+from hf_edit.models.generation import MARGIN
 
 
 FORGOTTEN = 0.005
@@ -23,9 +25,11 @@ FALL = 0.95
 """Mean losses above this share of the lowest one so far are no progress."""
 PATIENCE_PASSES, PATIENCE_STEPS = 6, 30
 """Without progress for so many passes over the texts, and so many steps, training has come to rest."""
+LONGER = 0.25
+"""How many more steps, as a share of those so far, training takes once every answer is right and not yet clear."""
 ENDING_PASSES, ENDING_STEPS = 0.5, 12
 """Once the mean loss is below the stopping loss, all are asked again after so many passes, and so many steps."""
-COURSE = ("lowest", "most", "advanced_at", "pace", "held", "asked_at")
+COURSE = ("lowest", "most", "advanced_at", "pace", "held", "asked_at", "latest")
 """What a state says of how it went."""
 
 
@@ -40,19 +44,23 @@ class State:
     def __init__(self, judged: Sequence[int], weights: Sequence[float]) -> None:
         self.judged, self.weights = judged, weights
         self.losses = [UNSEEN] * len(weights)
-        self.right = [False] * len(weights)
+        self.margins = [0.0] * len(weights)
         self.lowest, self.most, self.advanced_at = UNSEEN, 0, 0
-        self.pace, self.held, self.asked_at = 1.0, 0, 0
+        self.pace, self.held, self.asked_at, self.latest = 1.0, 0, 0, math.inf
 
-    def note(self, drawn: Sequence[int], losses: Tensor, right: Tensor) -> None:
-        for i, loss, ok in zip(drawn, losses.tolist(), right.tolist(), strict=True):
-            self.losses[i], self.right[i] = loss, ok
+    def note(self, drawn: Sequence[int], losses: Tensor, margins: Tensor) -> None:
+        for i, loss, margin in zip(drawn, losses.tolist(), margins.tolist(), strict=True):
+            self.losses[i], self.margins[i] = loss, margin
+
+    def right(self, i: int) -> bool:
+        """Whether each token of an answer was the likeliest when last seen."""
+        return self.margins[i] > 0
 
     def chances(self, stop_loss: float) -> Tensor:
         """In proportion to which the trainees are drawn: by their losses, and in the end by what is wrong."""
         chances = torch.tensor([w * max(loss, FORGOTTEN) for w, loss in zip(self.weights, self.losses, strict=True)])
         if self.ending(stop_loss):
-            chances[[i for i in self.judged if not self.right[i]]] *= WRONG
+            chances[[i for i in self.judged if not self.right(i)]] *= WRONG
         return chances
 
     def mean_loss(self) -> float:
@@ -62,7 +70,7 @@ class State:
 
     def right_now(self) -> int:
         """How many of the judged ones were right when last seen."""
-        return sum(self.right[i] for i in self.judged)
+        return sum(map(self.right, self.judged))
 
     def ending(self, stop_loss: float) -> bool:
         """Whether only what is wrong is left to learn."""
@@ -76,14 +84,16 @@ class State:
         return step - self.advanced_at >= max(PATIENCE_STEPS, PATIENCE_PASSES * len(self.losses) / drawn_at_once)
 
     def asks(self, step: int, drawn_at_once: int, stop_loss: float) -> bool:
-        """Whether all are to be asked again, as they seem done, or the end is long in coming; for every step in turn.
+        """Whether all are to be asked again, as they seem done for the first time or for good, or the end is long in
+        coming; for every step in turn.
 
         Where every step draws all of them, what is noted is not old.
         """
         if not self.ending(stop_loss) or len(self.losses) <= drawn_at_once:
             self.asked_at = step
         waited = step - self.asked_at >= max(ENDING_STEPS, ENDING_PASSES * len(self.losses) / drawn_at_once)
-        return waited or self.done(stop_loss)
+        for_good = self.clear() or self.latest == math.inf or step >= self.latest
+        return waited or (for_good and self.done(stop_loss))
 
     def asked(self, step: int) -> None:
         """All were asked, and are not done."""
@@ -91,6 +101,15 @@ class State:
         if right <= self.held:
             self.pace /= 2
         self.held, self.asked_at = max(right, self.held), step
+
+    def clear(self) -> bool:
+        """Whether every answer is right by more than the rounding of another dtype could change."""
+        return all(self.margins[i] >= MARGIN for i in self.judged)
+
+    def enough(self, step: int) -> bool:
+        """Of training that is done: whether all is clear, or has had its time to become so."""
+        self.latest = min(self.latest, (1 + LONGER) * step)
+        return self.clear() or step >= self.latest
 
     def done(self, stop_loss: float) -> bool:
         return self.right_now() == len(self.judged) and self.ending(stop_loss)
@@ -119,7 +138,7 @@ def snapshot(
         "step": torch.tensor(step),
         "generator": generator.get_state(),
         "losses": torch.tensor(state.losses, dtype=torch.float64),
-        "right": torch.tensor(state.right),
+        "margins": torch.tensor(state.margins, dtype=torch.float64),
         "course": torch.tensor([float(getattr(state, name)) for name in COURSE], dtype=torch.float64),
     }
     for i, leaf in enumerate(optimiser.param_groups[0]["params"]):
@@ -139,7 +158,7 @@ def resumed(
     if kept is None:
         return 0
     generator.set_state(kept["generator"])
-    state.losses, state.right = kept["losses"].tolist(), kept["right"].tolist()
+    state.losses, state.margins = kept["losses"].tolist(), kept["margins"].tolist()
     for name, value in zip(COURSE, kept["course"].tolist(), strict=True):
         setattr(state, name, value)
     for i, leaf in enumerate(optimiser.param_groups[0]["params"]):

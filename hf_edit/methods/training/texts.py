@@ -83,6 +83,10 @@ class Batch:
         sums = values.new_zeros(self.ids.shape[0]).index_add(0, self.rows, values)
         return sums / torch.bincount(self.rows)
 
+    def least_per_text(self, values: Tensor) -> Tensor:
+        """(B,): the smallest at each text's own places of `values` (N,)."""
+        return values.new_full(self.ids.shape[:1], torch.inf).scatter_reduce(0, self.rows, values, "amin")
+
 
 def prepared(model: EditableModel, encoded: Sequence[Encoded], first: int) -> list[Text]:
     """The texts as blocks from `first` on see them."""

@@ -195,7 +195,7 @@ def test_no_divergence_and_no_size() -> None:
 def test_trained_until_all_is_right_and_scaled_down() -> None:
     """Before the steps are used up. A tiny model is sure of nothing: its loss stays high."""
     weights = {"size_weight": 4e-6, "drift_weight": 0.1}
-    training = {"learning_rate": 1.5, "max_steps": 30, "stop_loss": 4.5, **weights}
+    training = {"learning_rate": 1.0, "max_steps": 30, "stop_loss": 4.5, **weights}
     edits = EditSet([Edit("Who wrote it?", "Nobody did."), Edit("Where?", "In France.")])
     expected = check("llama", edits, settings(training, wordings=0, rank=16), talks=TALKS[:1], alike=(), earlier=())
     assert expected.right == [True, True] and expected.steps < 30

@@ -60,17 +60,20 @@ def logits_with(model: PreTrainedModel, ids: Sequence[int], dense: Dense) -> Ten
     return functional_call(model, weights, kwargs=inputs).logits[0]
 
 
-def answered(model: PreTrainedModel, text: Learned, dense: Dense) -> tuple[Tensor, list[int]]:
-    """The loss of each token of the answer, and which of them are not the likeliest."""
+def answered(model: PreTrainedModel, text: Learned, dense: Dense) -> tuple[Tensor, list[float]]:
+    """The loss of each token of the answer, and by how much its logit exceeds the largest other one."""
     logits = logits_with(model, text.ids, dense)[text.start - 1 : -1]
     labels = torch.tensor(text.ids[text.start :])
-    wrong = [i for i, token in enumerate(logits.argmax(-1)) if token != labels[i]]
-    return F.cross_entropy(logits, labels, reduction="none"), wrong
+    margins = []
+    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        margins.append(row[label] - max(row[:label] + row[label + 1 :]))
+    return F.cross_entropy(logits, labels, reduction="none"), margins
 
 
-def focused_loss(loss: Tensor, wrong: list[int], focus: float) -> Tensor:
-    """The mean, in which what is wrong counts more."""
-    return (1 - focus) * loss.mean() + (focus * loss[wrong].mean() if wrong else 0.0)
+def focused_loss(loss: Tensor, margins: list[float], focus: float) -> Tensor:
+    """The mean, in which what is not right by half a logit counts more."""
+    unclear = [i for i, margin in enumerate(margins) if margin < 0.5]
+    return (1 - focus) * loss.mean() + (focus * loss[unclear].mean() if unclear else 0.0)
 
 
 def joined_kl(model: PreTrainedModel, texts: Sequence[Encoded], dense: Dense) -> Tensor:
@@ -119,11 +122,14 @@ def drift(
 
 @torch.no_grad()
 def smallest_scale(model: PreTrainedModel, texts: Sequence[Learned], dense: Dense, stop_loss: float) -> float:
-    """At which all of these texts stay right, and sure enough."""
+    """At which all of these texts stay right, and sure enough; and by half a logit, if they were."""
     scale = 1.0
+    least = [0.5 if min(answered(model, text, dense)[1]) >= 0.5 else 0.0 for text in texts]
     for smaller in SCALES if texts else ():
         seen = [answered(model, text, scaled(dense, smaller)) for text in texts]
-        if not all(not wrong and loss.mean().item() <= UNSURE_LOSS * stop_loss for loss, wrong in seen):
+        if any(loss.mean().item() > UNSURE_LOSS * stop_loss for loss, _ in seen):
+            break
+        if any(min(margins) <= wanted for (_, margins), wanted in zip(seen, least, strict=True)):
             break
         scale = smaller
     return scale
@@ -148,28 +154,31 @@ def reference_training(
     judged = [i for i, text in enumerate(texts) if text.judged]
     count = min(config.batch, 2 * len(judged), len(texts))
     budget = round(config.max_steps * len(texts) / count)
-    losses, right = [UNSEEN] * len(texts), [False] * len(texts)
+    losses, margins = [UNSEEN] * len(texts), [0.0] * len(texts)
     moments = [(torch.zeros_like(leaf), torch.zeros_like(leaf)) for leaf in leaves]
 
     def ask(indices: Sequence[int], update: Dense, focus: float = 0.0) -> list[Tensor]:
         found = [answered(model, texts[i], update) for i in indices]
-        for i, (loss, wrong) in zip(indices, found, strict=True):
-            losses[i], right[i] = loss.mean().item(), not wrong
-        return [focused_loss(loss, wrong, focus) for loss, wrong in found]
+        for i, (loss, by) in zip(indices, found, strict=True):
+            losses[i], margins[i] = loss.mean().item(), min(by)
+        return [focused_loss(loss, by, focus) for loss, by in found]
 
     def mean() -> float:
         seen = [losses[i] for i in judged if losses[i] < UNSEEN]
         return sum(seen) / len(seen) if seen else UNSEEN
 
     def done(unsure: float = 1.0) -> bool:
-        return all(right[i] for i in judged) and mean() < unsure * config.stop_loss
+        return all(margins[i] > 0 for i in judged) and mean() < unsure * config.stop_loss
 
-    pace, held, asked_at = 1.0, 0, 0
+    def clear() -> bool:
+        return all(margins[i] >= 0.5 for i in judged)
+
+    pace, held, asked_at, latest = 1.0, 0, 0, float("inf")
     for step in range(1, budget + 1):
         ending = mean() < config.stop_loss
         chances = [
-            text.weight * max(loss, FORGOTTEN) * (10.0 if ending and text.judged and not ok else 1.0)
-            for text, loss, ok in zip(texts, losses, right, strict=True)
+            text.weight * max(loss, FORGOTTEN) * (10.0 if ending and text.judged and margin <= 0 else 1.0)
+            for text, loss, margin in zip(texts, losses, margins, strict=True)
         ]
         drawn = torch.multinomial(torch.tensor(chances), count, generator=generator).tolist()
         update = dense()
@@ -185,14 +194,17 @@ def reference_training(
         for leaf, grad, (m, v) in zip(leaves, torch.autograd.grad(objective, leaves), moments, strict=True):
             adam_step(leaf, grad, m, v, step, rate)
         asked_at = asked_at if mean() < config.stop_loss and len(texts) > count else step
-        if done() or step - asked_at >= max(12, 0.5 * len(texts) / count) or step == budget:  # as far as was last seen
+        first_or_last = clear() or latest == float("inf") or step >= latest
+        waited = step - asked_at >= max(12, 0.5 * len(texts) / count)
+        if (done() and first_or_last) or waited or step == budget:  # as far as was last seen
             ask(judged, dense())
-            if done(UNSURE_LOSS):
+            latest = min(latest, 1.25 * step) if done(UNSURE_LOSS) else latest
+            if done(UNSURE_LOSS) and (clear() or step >= latest):
                 break
-            now = sum(right[i] for i in judged)
+            now = sum(margins[i] > 0 for i in judged)
             pace, held, asked_at = pace if now > held else pace / 2, max(now, held), step
     final = {name: update.detach() for name, update in dense().items()}
-    kept = [i for i in judged if right[i]]
+    kept = [i for i in judged if margins[i] > 0]
     scale = smallest_scale(model, [texts[i] for i in kept], final, config.stop_loss) if config.shrink else 1.0
     ask(judged, scaled(final, scale))
-    return Outcome(scaled(final, scale), [losses[i] for i in judged], [right[i] for i in judged], step, scale)
+    return Outcome(scaled(final, scale), [losses[i] for i in judged], [margins[i] > 0 for i in judged], step, scale)
