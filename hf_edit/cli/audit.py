@@ -15,7 +15,7 @@ from hf_edit.cli.progress import Bars
 if TYPE_CHECKING:
     from hf_edit.evaluation.audit.report import AuditReport, Verdict
 
-EXIT_CODES: dict[Verdict, int] = {"clean": 0, "found": 3, "untold": 4}
+VERDICT_CODES: dict[Verdict, int] = {"clean": 0, "found": 3, "untold": 4}
 VERDICTS: dict[Verdict, str] = {
     "clean": "nothing found",
     "found": "does not do what it lists, or not only that",
@@ -50,7 +50,7 @@ def audit(
         print_json({"pack": pack, "model": model, **report.to_json()})
     else:
         _print(report)
-    raise typer.Exit(EXIT_CODES[report.verdict])
+    raise typer.Exit(VERDICT_CODES[report.verdict])
 
 
 def _print(report: AuditReport) -> None:
