@@ -110,7 +110,7 @@ def test_targets_are_found_once_for_all_that_is_made_of_them(
 def test_what_targets_depend_on_is_told_for_every_setting() -> None:
     """A setting must be one that targets depend on, or one of those that only say what is made of them."""
     after = {"backend", "preservation", "prompt_weight", "answer_weight", "null_share", "beta", "own_weight"}
-    after |= {"earlier_weight", "ridge", "unke", "direct", "together", "join", "statistics"}
+    after |= {"earlier_weight", "columns", "column_bytes", "ridge", "unke", "direct", "together", "join", "statistics"}
     elsewhere = {"format", "layers", "experts", "seed", "at_once"}  # in the texts, the map's name, or of no effect
     clamps = {"first_clamp", "overshoot"}
     assert {f.name for f in fields(AnyEditConfig)} == {*OF_TARGETS, *clamps, *after, *elsewhere}
