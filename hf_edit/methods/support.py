@@ -37,15 +37,13 @@ class SupportSettings(Settings):
         """Whether there is a budget."""
         return self.columns is not None or self.column_bytes is not None
 
-    def columns_of(self, linears: Sequence[EditableLinear]) -> dict[str, int] | None:
-        """Linear name -> most columns of it that may change; None: all of each.
+    def columns_of(self, linears: Sequence[EditableLinear]) -> dict[str, int]:
+        """Linear name -> most columns of it that may change; empty without a budget: all of each.
 
         Raises:
             ConfigError: a budget that leaves no column, or more than a map has.
         """
-        if not self.is_sparse:
-            return None
-        return columns_each(linears, self.columns, self.column_bytes)
+        return columns_each(linears, self.columns, self.column_bytes) if self.is_sparse else {}
 
 
 def columns_each(linears: Sequence[EditableLinear], columns: int | None, size: int | None) -> dict[str, int]:

@@ -172,8 +172,8 @@ class AnyEditConfig(SupportSettings):
 
     def _check_direct(self) -> None:
         """Refuse settings that say how targets are found or solved for, where there are none."""
-        used = {"backend", "format", "layers", "experts", "direct", "together", "join", "statistics", "seed"}
-        used |= {"columns", "column_bytes"}
+        used = {"backend", "format", "layers", "columns", "column_bytes", "experts"}
+        used |= {"direct", "together", "join", "statistics", "seed"}
         given = [f.name for f in fields(AnyEditConfig) if f.name not in used and getattr(self, f.name) != _default(f)]
         if given:
             raise ConfigError(

@@ -76,6 +76,7 @@ class AnyEdit:
                 progress,
             )
         edited = self._edited(model)
+        most = config.columns_of(edited)
         second_moments = None if config.backend == "unke" else preserve.moments(edited)
         encoded = [prompts.encode(edit.prompt, edit.target) for edit in edits]
         chunks = [chunks_of(model, prompts, e, config) for e in encoded]
@@ -117,7 +118,7 @@ class AnyEdit:
             encoded,
             targets,
             preserve.earlier,
-            solver(config, _moment_of(second_moments, weights, model.device), config.columns_of(edited)),
+            solver(config, _moment_of(second_moments, weights, model.device), most),
             config.own_weight,
             config.earlier_weight,
         )

@@ -26,18 +26,16 @@ Solver = Callable[[EditableLinear, Columns], LowRankDelta]
 TOKENS_AT_ONCE = 2048  # of texts run together, padding included
 
 
-def solver(
-    config: AnyEditConfig, moment_of: Callable[[EditableLinear], Tensor], most: Mapping[str, int] | None = None
-) -> Solver:
+def solver(config: AnyEditConfig, moment_of: Callable[[EditableLinear], Tensor], most: Mapping[str, int]) -> Solver:
     """The solve of the backend `memit` or `alphaedit`, against the second moment (d_in, d_in) of a linear's inputs.
 
     Args:
-        most: linear name -> inputs on which memit's update may act; None: all.
+        most: linear name -> inputs on which memit's update may act; all of a linear that is not there.
     """
 
     def memit(linear: EditableLinear, columns: Columns) -> LowRankDelta:
         G = penalty(moment_of(linear), config.preservation, config.ridge)
-        return solve_within(columns, G, None if most is None else most[linear.name])
+        return solve_within(columns, G, most.get(linear.name))
 
     def alphaedit(linear: EditableLinear, columns: Columns) -> LowRankDelta:
         C = moment_of(linear)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +20,6 @@ from hf_edit.methods.memit.config import AlphaEditConfig, MemitConfig, ShortFact
 from hf_edit.methods.memit.facts import Fact, names_subject, prepared
 from hf_edit.methods.memit.targets import Targets, in_batches, optimise_targets
 from hf_edit.methods.memit.update import spread_update
-from hf_edit.methods.support import SupportSettings
 from hf_edit.methods.training.outcome import warn_of_unreached
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.processes import Processes
@@ -28,12 +27,14 @@ from hf_edit.progress import Progress
 from hf_edit.prompting import PromptFormat
 from hf_edit.solvers.low_rank import LowRankDelta
 from hf_edit.solvers.null_space import null_space, null_space_solve
-from hf_edit.solvers.ridge import Columns, Penalty, penalty
+from hf_edit.solvers.ridge import Columns, penalty
 from hf_edit.solvers.support import solve_within
 from hf_edit.statistics.moments import SecondMoments
 
 
 Config = TypeVar("Config", bound=ShortFactConfig)
+Solver = Callable[[EditableLinear, Tensor, Columns], LowRankDelta]
+"""What becomes of the columns collected for a map, given the second moment (d_in, d_in) of its inputs."""
 
 
 class ShortFacts(ABC, Generic[Config]):
@@ -48,9 +49,10 @@ class ShortFacts(ABC, Generic[Config]):
     def solve(self, C: Tensor, columns: Columns) -> LowRankDelta:
         """The update of one map from its columns and the second moment C (d_in, d_in) of its inputs."""
 
-    def solve_within(self, C: Tensor, columns: Columns, most: int) -> LowRankDelta:
-        """The same on at most so many inputs of the map; asked only where the settings have such a budget."""
-        raise NotImplementedError
+    def solver(self, linears: Sequence[EditableLinear]) -> Solver:
+        """`solve` of each of the maps that are edited."""
+        del linears  # for methods whose solve depends on which there are
+        return lambda linear, C, columns: self.solve(C, columns)
 
     def linears(self, model: EditableModel) -> list[EditableLinear]:
         """The maps that will be edited; ConfigError for layers that the model does not have or that cannot share."""
@@ -73,7 +75,7 @@ class ShortFacts(ABC, Generic[Config]):
         config = self.config
         linears = self.linears(model)
         self._check_subjects(prompts, edits)
-        most = config.columns_of(linears) if isinstance(config, SupportSettings) else None
+        solve = self.solver(linears)
         moments = preserve.moments(linears)
         prefixes = invent_prefixes(model, prompts, config.prefixes, config.prefix_tokens, config.seed)
         facts = [prepared(edit, prompts, prefixes, model.max_length) for edit in edits]
@@ -91,11 +93,6 @@ class ShortFacts(ABC, Generic[Config]):
             ),
             processes,
         )
-
-        def update(linear: EditableLinear, columns: Columns) -> LowRankDelta:
-            C = self._moment(moments, linear).to(model.device)
-            return self.solve(C, columns) if most is None else self.solve_within(C, columns, most[linear.name])
-
         deltas, source = spread_update(
             model,
             linears,
@@ -104,7 +101,7 @@ class ShortFacts(ABC, Generic[Config]):
             preserve.earlier if config.earlier_weight else (),
             config.earlier_weight,
             config.batch,
-            update,
+            lambda linear, columns: solve(linear, self._moment(moments, linear).to(model.device), columns),
         )
         receipt = {edit.id: figures for edit, figures in zip(edits, _figures(targets), strict=True)}
         warn_of_unreached({id: figures["loss"] for id, figures in receipt.items()}, "target", config.stop_loss)
@@ -153,16 +150,14 @@ class Memit(ShortFacts[MemitConfig]):
 
     name = "memit"
 
-    def solve(self, C: Tensor, columns: Columns) -> LowRankDelta:
-        """R K^T (lambda C + K K^T)^-1"""
-        return columns.solve(self._penalty(C))
+    def solve(self, C: Tensor, columns: Columns, most: int | None = None) -> LowRankDelta:
+        """R K^T (lambda C + K K^T)^-1, or that on the `most` inputs which serve best."""
+        return solve_within(columns, penalty(C, self.config.preservation, self.config.ridge), most)
 
-    def solve_within(self, C: Tensor, columns: Columns, most: int) -> LowRankDelta:
-        """The same on the inputs that serve best."""
-        return solve_within(columns, self._penalty(C), most)
-
-    def _penalty(self, C: Tensor) -> Penalty:
-        return penalty(C, self.config.preservation, self.config.ridge)
+    def solver(self, linears: Sequence[EditableLinear]) -> Solver:
+        """`solve` within the budget of columns."""
+        most = self.config.columns_of(linears)
+        return lambda linear, C, columns: self.solve(C, columns, most.get(linear.name))
 
 
 class AlphaEdit(ShortFacts[AlphaEditConfig]):

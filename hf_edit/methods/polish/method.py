@@ -138,13 +138,12 @@ class Polishing:
     ) -> None:
         self.linears = polished_linears(model, settings, start)
         self.first = self.linears[0].layer
+        self._columns = settings.columns_of(self.linears)
         self._model, self._prompts, self._preserve = model, prompts, preserve
         self._settings, self._seed, self._start = settings, seed, start or {}
         self._talks = answered(preserve.conversations())[: settings.conversations]
         self._heard: dict[Encoded, Known] = {}
-        self._columns = settings.columns_of(self.linears)
         self._collected = preserve.moments(self.linears)
-        self._weights = self._collected.collected(settings.moment_weights())
         self._earlier = moments_over(
             model, self.linears, prepared(model, preserve.earlier, self.first), self.first, answers=False
         )
@@ -276,7 +275,7 @@ class Polishing:
             C += settings.stranger_weight * strange
         G = penalty(C, 1.0, settings.ridge)
         del C, strange  # each the size of a weight or more
-        if self._columns is None:
+        if not self._columns:
             return _coordinates(keys, G.factor, min(rank, linear.d_out), there, linear.d_out)
         return _on_columns(linear.name, keys, G.matrix(), self._columns[linear.name], there, linear.d_out)
 
@@ -285,7 +284,8 @@ class Polishing:
 
         Combined anew each time: those of all linears, held throughout, would be what most memory goes to.
         """
-        C = self._collected.combined(linear.name, self._weights).to(self._model.device)
+        weights, device = self._settings.moment_weights(), self._model.device
+        ((_, C),) = self._collected.combined_each([linear.name], weights, device)
         if linear.name in self._earlier:
             C += self._settings.earlier_weight * self._earlier[linear.name]
         return C

@@ -49,8 +49,8 @@ def losses_of(model: EditableModel, first: int, texts: Sequence[Text]) -> tuple[
 def _margins(logits: Tensor, labels: Tensor) -> Tensor:
     """(N,): each label's logit of (N, V) less the largest other one."""
     own = logits.gather(1, labels[:, None])[:, 0]
-    first, second = (likeliest := logits.topk(2)).values.unbind(1)
-    return own - torch.where(likeliest.indices[:, 0] == labels, second, first)
+    largest, tokens = logits.topk(2)
+    return own - torch.where(tokens[:, 0] == labels, largest[:, 1], largest[:, 0])
 
 
 def by_length(
