@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import BASE, RESULTS, chosen, data_folder, environment, write
+from common import BASE, RESULTS, chosen, data_folder, environment, shown, write
 from long_answers import LongAnswers
 
 import hf_edit
@@ -62,7 +62,7 @@ def main() -> None:
         pack = make()
         seconds = time.perf_counter() - started
         rows.append({"what": label, "seconds": seconds, **bench.measured(pack, asked, alone)})
-        print(label, *(f"{key}={_short(value)}" for key, value in rows[-1].items() if key != "what"), flush=True)
+        print(shown(rows[-1]), flush=True)
         return pack
 
     alone = {edit.id: right for part in parts for edit, right in bench.answered(part, part.edits)}
@@ -180,10 +180,6 @@ def difference(one: EditPack, other: EditPack) -> float:
     """Of the products B A, relative to their norm, over all modules."""
     apart = sum(float((one.deltas[n].dense() - other.deltas[n].dense()).double().square().sum()) for n in one.deltas)
     return float((apart / sum(delta.norm() ** 2 for delta in one.deltas.values())) ** 0.5)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

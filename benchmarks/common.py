@@ -7,7 +7,7 @@ import gc
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,19 @@ def chosen(spec: str, size: int) -> list[int]:
         first, _, last = part.partition(":")
         indices.extend(range(int(first), int(last)) if last else [int(first)])
     return [i for i in indices if i < size]
+
+
+def shown(row: Mapping[str, Any]) -> str:
+    """A row of figures on one line: of intervals their means."""
+    return " ".join(f"{key}={_short(value)}" for key, value in row.items())
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and "mean" in value:
+        value = value["mean"]
+    if isinstance(value, list):
+        return ",".join(map(_short, value)) or "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def perplexity_ids(prompts: PromptFormat, count: int) -> Sequence[int]:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import BASE, chosen, data_folder, environment, mean_interval, write
+from common import BASE, chosen, data_folder, environment, mean_interval, shown, write
 from long_answers import LongAnswers
 
 import hf_edit
@@ -97,8 +97,8 @@ def main() -> None:
         hf_edit.detach(model, name)
         for row in rows[-len(group) :]:
             row["pack"] = len(packs) - 1
-            print(row["id"], *(f"{key}={_short(row[key])}" for key in SHOWN), flush=True)
-        print("pack", *(f"{key}={_short(value)}" for key, value in packs[-1].items()), flush=True)
+            print(row["id"], shown({key: row[key] for key in SHOWN}), flush=True)
+        print("pack", shown(packs[-1]), flush=True)
 
         summary = {kind: _summary(kind, rows, packs) for kind in dict.fromkeys(row["data"] for row in rows)}
         path = write(
@@ -150,12 +150,6 @@ def _summary(kind: str, rows: Sequence[dict[str, Any]], packs: Sequence[dict[str
                 columns[key].append(float(value))
     columns["rouge_l_paraphrase"] = [value for row in mine for value in row["rouge_l_paraphrase"]]
     return {key: mean_interval(values) for key, values in columns.items()}
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(map(_short, value)) or "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import BASE, environment, write
+from common import BASE, environment, shown, write
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_edit
@@ -58,7 +58,7 @@ def main() -> None:
     for dtype in arguments.dtypes.split(","):
         for rounding in ROUNDINGS:
             rows.append({"dtype": dtype, "rounding": rounding, **merged(arguments.model, dtype, rounding, pack)})
-            print(*(f"{key}={_short(value)}" for key, value in rows[-1].items()), flush=True)
+            print(shown(rows[-1]), flush=True)
     print(
         write(
             arguments.name,
@@ -118,10 +118,6 @@ def digests(model: torch.nn.Module) -> dict[str, str]:
         name: sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
         for name, tensor in model.state_dict().items()
     }
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

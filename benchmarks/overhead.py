@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--ranks", default="32,64,256", help="ranks of single packs")
     parser.add_argument("--packs", type=int, default=50, help="small packs, stacked and side by side")
     parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--what", default="forward,generation", help="what is timed")
     parser.add_argument("--name", default="overhead", help="name of the result")
     arguments = parser.parse_args()
 
@@ -67,9 +68,10 @@ def main() -> None:
     def generate() -> None:
         model.generate(ids[:, :32], do_sample=False, min_new_tokens=NEW_TOKENS, max_new_tokens=NEW_TOKENS)
 
+    timed = {"forward": forward, "generation": generate}
     rows = []
-    for what, run in (("forward", forward), ("generation", generate)):
-        for version, ratios in ratios_of(model, versions, run, arguments.turns).items():
+    for what in arguments.what.split(","):
+        for version, ratios in ratios_of(model, versions, timed[what], arguments.turns).items():
             ratios.sort()
             quarter = len(ratios) // 4
             row = {

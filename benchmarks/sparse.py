@@ -12,16 +12,19 @@ and on questions of the same kind is measured, and it is detached. Run it from t
 from __future__ import annotations
 
 import argparse
+import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from common import BASE, environment, mean_interval, write
+from common import BASE, environment, mean_interval, shown, write
 from long_answers import LongAnswers
 
 import hf_edit
 from hf_edit import AnyEditConfig, EditPack, SparsifyConfig
 from hf_edit.cli.inputs import read_settings
 from hf_edit.compose.sparsify import moments_for
+from hf_edit.edits import Edit
 from hf_edit.evaluation.scores import exact, rouge_l
 from hf_edit.models.loading import load_model
 from hf_edit.prompting import PromptFormat
@@ -34,6 +37,7 @@ def main() -> None:
     parser.add_argument("--columns", default="16,32,64,128,256", help="columns of each weight, separated by commas")
     parser.add_argument("--ranks", default="", help="also truncations to these ranks, best for the outputs")
     parser.add_argument("--trained", default="", help="also the edits computed anew on so many columns of each weight")
+    parser.add_argument("--asked", type=int, help="edits that are asked, spread over the pack; none: all")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the solve")
     parser.add_argument("--name", default="sparse", help="name of the result")
     arguments = parser.parse_args()
@@ -43,6 +47,7 @@ def main() -> None:
     config = SparsifyConfig.from_mapping(read_settings(None, arguments.set, {}))
     prompts = PromptFormat.of(pack.manifest.prompt_format.name, tokenizer)
     base = LongAnswers.of(model, tokenizer, prompts)
+    asked = pack.edits[:: math.ceil(len(pack.edits) / (arguments.asked or len(pack.edits)))]
     rows: list[dict[str, Any]] = []
 
     def measure(what: str, size: int | None, version: EditPack, layout: str, seconds: float) -> None:
@@ -52,17 +57,22 @@ def main() -> None:
             "size": size,
             "bytes": _bytes(version, layout),
             "seconds": seconds,
-            **_answers(base, version),
+            **_answers(base, asked),
             **base.elsewhere(),
         }
         hf_edit.detach(model, name)
         rows.append(row)
-        print(*(f"{key}={_short(value)}" for key, value in row.items()), flush=True)
+        print(shown(row), flush=True)
         write(
             arguments.name,
             {
                 "what": "a pack as it is, on few columns and truncated: greedy free generation with natural stop",
-                "pack": {"method": pack.manifest.method.name, "edits": len(pack.edits), "ids": list(pack.edits.ids)},
+                "pack": {
+                    "method": pack.manifest.method.name,
+                    "edits": len(pack.edits),
+                    "asked": len(asked),
+                    "ids": list(pack.edits.ids),
+                },
                 "config": config.to_json(),
                 "perplexity_before": base.perplexity,
                 "environment": environment(),
@@ -94,12 +104,12 @@ def _bytes(pack: EditPack, layout: str) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in pack.adapter_state_dict(layout).values())
 
 
-def _answers(base: LongAnswers, pack: EditPack) -> dict[str, Any]:
+def _answers(base: LongAnswers, edits: Sequence[Edit]) -> dict[str, Any]:
     """How many edits are answered as asked, and how near the answers to other wordings come."""
     right: list[float] = []
     near: list[float] = []
     reworded: list[float] = []
-    for edit, (answer, *others) in zip(pack.edits, base.answers(list(pack.edits)), strict=True):
+    for edit, (answer, *others) in zip(edits, base.answers(edits), strict=True):
         right.append(float(exact(answer, edit.target)))
         near.append(rouge_l(answer, edit.target))
         reworded += [rouge_l(other, edit.target) for other in others]
@@ -108,12 +118,6 @@ def _answers(base: LongAnswers, pack: EditPack) -> dict[str, Any]:
         "rouge_l": mean_interval(near),
         "rouge_l_paraphrase": mean_interval(reworded),
     }
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        return _short(value["mean"]) if value else "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

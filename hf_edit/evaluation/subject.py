@@ -188,6 +188,11 @@ class Subject:
             self.asked.setdefault(place, (question, answer.text))
         return answers
 
+    def grouped(self, groups: Sequence[Sequence[Question]], limit: int) -> list[list[Answer]]:
+        """`answers` to groups of questions, asked together, in the same groups."""
+        said = iter(self.answers([*chain.from_iterable(groups)], limit))
+        return [[next(said) for _ in group] for group in groups]
+
     def own(self) -> Iterator[tuple[Edit, Answer]]:
         """Every edit with the answer to its own question."""
         task = self.task
@@ -196,9 +201,8 @@ class Subject:
     def reworded(self) -> Iterator[tuple[Edit, list[Answer]]]:
         """Every edit that has paraphrases, with the answers to them."""
         edits = [edit for edit in self.task.edits if edit.paraphrases]
-        questions = [question for edit in edits for question in self.task.reworded(edit)]
-        said = iter(self.answers(questions, self.task.max_new_tokens))
-        return ((edit, [next(said) for _ in edit.paraphrases]) for edit in edits)
+        said = self.grouped([*map(self.task.reworded, edits)], self.task.max_new_tokens)
+        return zip(edits, said, strict=True)
 
     @cached_property
     def scores(self) -> list[EditScore]:

@@ -28,7 +28,7 @@ from torch import Tensor
 from hf_edit.errors import PackError
 from hf_edit.packs.manifest import FUSED_LAYOUTS, LAYOUTS, Manifest
 from hf_edit.solvers.low_rank import LowRankDelta
-from hf_edit.solvers.support import most_columns, on_columns, touched_columns
+from hf_edit.solvers.support import as_columns, most_columns, on_columns, touched_columns
 from hf_edit.sparse.config import COLUMNS, PEFT_TYPE, VALUES
 
 
@@ -80,16 +80,16 @@ def laid_out(
 
 def _selecting(name: str, delta: LowRankDelta) -> LowRankDelta:
     """The same change as values times a selection of inputs, each once and in order."""
-    indices, values = touched_columns(delta)
+    selecting = as_columns(delta)
     limit = most_columns(delta.shape)
-    if len(indices) > limit:
+    if selecting.rank > limit:
         raise PackError(
-            f"The change of {name} touches {len(indices)} of {delta.shape[1]} columns; the layout sparse holds up to "
-            f"{limit}.",
+            f"The change of {name} touches {selecting.rank} of {delta.shape[1]} columns; the layout sparse holds up "
+            f"to {limit}.",
             "Solve the pack on few columns first: hf_edit.sparsify(pack, ..., columns=N), or hf-edit convert --layout "
             "sparse --columns N --model BASE.",
         )
-    return canonical(on_columns(values, indices, delta.shape[1]))
+    return canonical(selecting)
 
 
 def adapter_keys(module: str, fused: bool = False) -> tuple[str, str]:

@@ -158,6 +158,12 @@ def on_columns(values: Tensor, indices: Tensor, d_in: int) -> LowRankDelta:
     return LowRankDelta(values, A)
 
 
+def as_columns(delta: LowRankDelta) -> LowRankDelta:
+    """The same change as values times a selection of inputs, each once and ascending; exact as `touched_columns`."""
+    indices, values = touched_columns(delta)
+    return on_columns(values, indices, delta.shape[1])
+
+
 def touched_columns(delta: LowRankDelta) -> tuple[Tensor, Tensor]:
     """The inputs that an update reads, ascending, (m,) int64, and its columns there, (d_out, m); at least one.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from itertools import chain
 from statistics import fmean
 
 from hf_edit.edits import Edit
@@ -78,8 +77,11 @@ def _sub_questions(subject: Subject) -> list[float]:
         for edit in task.edits
         if edit.portability
     ]
-    said = iter(subject.answers([*chain.from_iterable(asked)], task.max_new_tokens))
-    return [fmean(rouge_l_recall(next(said).text, question.accepted[0]) for question in some) for some in asked]
+    said = subject.grouped(asked, task.max_new_tokens)
+    return [
+        fmean(rouge_l_recall(answer.text, question.accepted[0]) for question, answer in zip(*group, strict=True))
+        for group in zip(asked, said, strict=True)
+    ]
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import chain
 from statistics import fmean
 
 from hf_edit.edits import Edit
@@ -86,8 +85,11 @@ def sub_questions(subject: Subject) -> Sequence[float]:
         for edit in task.edits
         if _is_long(edit) and edit.portability
     ]
-    said = iter(subject.answers([*chain.from_iterable(asked)], task.config.probe_tokens))
-    return [fmean(contains(next(said).text, question.accepted) for question in some) for some in asked]
+    said = subject.grouped(asked, task.config.probe_tokens)
+    return [
+        fmean(contains(answer.text, question.accepted) for question, answer in zip(*group, strict=True))
+        for group in zip(asked, said, strict=True)
+    ]
 
 
 def _scores(task: Task) -> dict[str, Score]:

@@ -37,7 +37,7 @@ from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.solvers.key_basis import Keys, key_basis
 from hf_edit.solvers.low_rank import LowRankDelta
 from hf_edit.solvers.ridge import penalty
-from hf_edit.solvers.support import on_columns, support_of_keys, touched_columns, whitened_on
+from hf_edit.solvers.support import as_columns, support_of_keys, touched_columns, whitened_on
 from hf_edit.wordings import CHAT_KINDS, rewrites
 
 
@@ -116,8 +116,7 @@ def polished(
     factors, trained = polishing.optimised(edits, checkpoints, progress)
     deltas = factors.detached()
     if settings.is_sparse:  # as the layout sparse has them, so that all layouts are the same to the bit
-        columns = {name: touched_columns(delta) for name, delta in deltas.items()}
-        deltas = {name: on_columns(values, there, deltas[name].shape[1]) for name, (there, values) in columns.items()}
+        deltas = {name: as_columns(delta) for name, delta in deltas.items()}
     return result_of(edits, trained, deltas)
 
 
