@@ -15,6 +15,7 @@ from hf_edit.batching import batched
 from hf_edit.methods.base import Preservation
 from hf_edit.methods.joining.asked import Asked
 from hf_edit.methods.joining.config import JoinSettings
+from hf_edit.methods.joining.search import strongest
 from hf_edit.methods.layers import default_rank
 from hf_edit.methods.training.answering import alike_in_length, answers
 from hf_edit.methods.training.texts import Text, prepared
@@ -25,8 +26,6 @@ from hf_edit.solvers.joint import JointSolve
 from hf_edit.solvers.low_rank import LowRankDelta
 
 
-PRESERVATIONS = (300.0, 200.0, 140.0, 100.0, 70.0, 50.0, 35.0, 25.0, 17.0, 12.0, 8.0, 5.0, 3.0)
-"""Where lambda is looked for: more of it spares everything else, less of it gives the edits all that they ask for."""
 TOGETHER = 16
 """Texts run at once, where memory allows."""
 
@@ -81,25 +80,18 @@ class Join:
             held = self._held.get(text)
             self._held[text] = self._wanted(text, {}, weight) if held is None else replace(held, weight=weight)
 
-    def solved(self) -> Joined:
+    def solved(self, near: float | None = None) -> Joined:
         """The update of all that was added.
 
         Which edits keep their answers depends on them alone, not on the order or grouping in which they came; so does
         the lambda found by it.
+
+        Args:
+            near: a lambda that is looked at first, where it is looked for.
         """
         if self._settings.preservation is not None:
             return self._solved(self._settings.preservation)
-        best = self._solved(PRESERVATIONS[-1])
-        wanted = sum(best.right)
-        low, high = 0, len(PRESERVATIONS) - 1
-        while low < high:  # the first of PRESERVATIONS that keeps as many answers as the last
-            middle = (low + high) // 2
-            tried = self._solved(PRESERVATIONS[middle])
-            if sum(tried.right) >= wanted:
-                best, high = tried, middle
-            else:
-                low = middle + 1
-        return best
+        return strongest(self._solved, near)
 
     @torch.no_grad()
     def _solved(self, preservation: float) -> Joined:
