@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from hf_edit.datasets import zsre
 from hf_edit.edits import EditSet
 from hf_edit.evaluation.audit.directions import examined
 from hf_edit.evaluation.audit.report import AuditReport
+from hf_edit.methods import METHODS
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.loading import load_model
@@ -36,15 +38,19 @@ from hf_edit.progress import Silent
 from hf_edit.prompting import PromptFormat
 
 
-def make(base: tuple[PreTrainedModel, PreTrainedTokenizerBase], folder: Path, facts: str, together: int) -> None:
-    """Packs of the default method; one that is there is kept."""
+def make(
+    base: tuple[PreTrainedModel, PreTrainedTokenizerBase], folder: Path, facts: str, together: int, methods: str
+) -> None:
+    """Packs by some methods in turn; one that is there is kept."""
     every = zsre.read(data_folder() / "zsre_eval.json")
     indices = chosen(facts, len(every))
+    turns = cycle(methods.split(","))
     for number, first in enumerate(range(0, len(indices) - together + 1, together)):
-        path = folder / f"{number:02d}"
+        method = next(turns)
+        path = folder / f"{number:02d}_{method}"
         if not path.exists():
             edits = EditSet(every[i] for i in indices[first : first + together])
-            hf_edit.edit(*base, edits).save_pretrained(path)
+            hf_edit.edit(*base, edits, METHODS[method].config_class()).save_pretrained(path)
             print(f"{path}: {len(edits)} edits", flush=True)
 
 
@@ -82,12 +88,13 @@ def main() -> None:
     parser.add_argument("--make", type=Path, help="make packs in this folder and stop")
     parser.add_argument("--facts", default="400:600", help="indices of zsRE facts to make packs of")
     parser.add_argument("--together", type=int, default=10, help="edits per pack that is made")
+    parser.add_argument("--methods", default="polish,memit", help="that they are made by, in turn")
     parser.add_argument("--only-directions", action="store_true", help="ask nothing; much faster")
     parser.add_argument("--name", default="audit")
     arguments = parser.parse_args()
     base = load_model(arguments.base, dtype="float32")
     if arguments.make is not None:
-        make(base, arguments.make, arguments.facts, arguments.together)
+        make(base, arguments.make, arguments.facts, arguments.together, arguments.methods)
         return
     records = []
     for number, path in enumerate(arguments.packs):
