@@ -522,7 +522,7 @@ def test_apart_trained_edits_are_found_again_only_under_what_they_were_trained_o
     direct = PolishSettings(
         training=TrainingConfig(max_steps=2), conversations=2, strangers=0, train_paraphrases=True, wordings=0
     )
-    config = AnyEditConfig(backend="direct", together=False, direct=direct, statistics=fast.statistics)
+    config = AnyEditConfig(backend="direct", together=1, direct=direct, statistics=fast.statistics)
     model, tokenizer = tiny_model(), tiny_tokenizer()
     packs = []
     for paraphrase, folder in (("Whose is it?", "a"), ("Who did it?", "a"), ("Who did it?", "b")):

@@ -49,7 +49,7 @@ CONFIGS: dict[str, Any] = {
     "anyedit": AnyEditConfig(layers=(1, 2), window=6, max_evaluations=4, statistics=STATISTICS),
     "apart": AnyEditConfig(
         backend="direct",
-        together=False,
+        together=1,
         direct=PolishSettings(training=TrainingConfig(max_steps=3), strangers=0),
         statistics=STATISTICS,
     ),

@@ -189,10 +189,10 @@ def test_a_tiny_model_s_honest_pack_is_not_flagged(cached: None) -> None:
     assert findings == [] and "too many directions" in limits[0]
 
 
-@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("together", [None, 1, 3])
 @pytest.mark.parametrize("layers", [(LAYER,), (0, LAYER)])
 def test_a_trained_pack_is_honest_and_the_same_with_an_edit_left_out_is_not(
-    layers: tuple[int, ...], together: bool, cached: None
+    layers: tuple[int, ...], together: int | None, cached: None
 ) -> None:
     settings = PolishSettings(strangers=2, conversations=4, training=TrainingConfig(max_steps=6), layers=layers)
     config = AnyEditConfig(backend="direct", direct=settings, together=together, statistics=STATISTICS, format="plain")
@@ -229,7 +229,7 @@ def test_trained_rewrites_of_the_questions_are_explained(cached: None, monkeypat
 
 def test_a_source_that_the_pack_does_not_follow_explains_nothing(cached: None) -> None:
     settings = PolishSettings(strangers=0, conversations=4, training=TrainingConfig(max_steps=6), layers=(0, LAYER))
-    config = AnyEditConfig(backend="direct", direct=settings, together=False, statistics=STATISTICS, format="plain")
+    config = AnyEditConfig(backend="direct", direct=settings, together=1, statistics=STATISTICS, format="plain")
     pack = hf_edit.edit(wide_model(), tiny_tokenizer(), some_edits(3, 8), config)
     view = EditableModel.of(wide_model())
     linears = view.linears_named(pack.deltas)

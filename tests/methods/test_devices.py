@@ -34,7 +34,7 @@ CONFIGS: dict[str, Any] = {
     "polish": PolishConfig(layers=LAYERS, training=TRAINING, strangers=2, statistics=STATISTICS),
     "apart": AnyEditConfig(
         backend="direct",
-        together=False,
+        together=1,
         layers=LAYERS,
         direct=PolishSettings(training=TRAINING, strangers=2),
         statistics=STATISTICS,

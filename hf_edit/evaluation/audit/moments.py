@@ -70,7 +70,8 @@ def recipe(pack: EditPack) -> tuple[dict[str, Any], StatisticsConfig, int]:
     statistics = replace(statistics, repo=None)  # where this machine looks is for its user to say
     settings: Any = config
     if config.get("backend") == "direct":
-        joined = len(pack.edits) > 1 and not config.get("together", True)  # settings of old packs know no joining
+        most = config.get("together")
+        joined = type(most) is int and len(pack.edits) > most and not config.get("polish")
         settings = config.get("join" if joined else "direct")
     given = settings.items() if isinstance(settings, Mapping) else ()
     numbers: dict[str, Any] = {

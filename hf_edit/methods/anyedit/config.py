@@ -110,12 +110,14 @@ class AnyEditConfig(SupportSettings):
     ridge: float = setting(1e-4, "Added to the moment's diagonal, relative to its mean eigenvalue. [0]", at_least=0)
     unke: UnKESettings = setting(UnKESettings, "unke: how the block is trained.")
     direct: PolishSettings = setting(PolishSettings, "direct: how the update is optimised.")
-    together: bool = setting(
-        True,
-        "direct: optimise one update for all edits; else one for each, which a solve joins: quicker, exact to take "
-        "apart, but beyond four long answers it disturbs more.",
+    together: int | None = setting(
+        None,
+        "direct: edits that one update is optimised for; more are optimised in parts of so many, which a solve joins. "
+        "1: each alone; none: all.",
+        at_least=1,
     )
-    join: JoinSettings = setting(JoinSettings, "direct: how edits that were optimised apart are joined.")
+    join: JoinSettings = setting(JoinSettings, "direct: how parts are joined.")
+    polish: bool = setting(False, "direct: optimise what was joined of parts once more, for all edits.")
     experts: bool = setting(
         False, "Edit the experts' output maps where they are fused into one parameter, not a map beside them."
     )
@@ -173,7 +175,7 @@ class AnyEditConfig(SupportSettings):
     def _check_direct(self) -> None:
         """Refuse settings that say how targets are found or solved for, where there are none."""
         used = {"backend", "format", "layers", "columns", "column_bytes", "experts"}
-        used |= {"direct", "together", "join", "statistics", "seed"}
+        used |= {"direct", "together", "join", "polish", "statistics", "seed"}
         given = [f.name for f in fields(AnyEditConfig) if f.name not in used and getattr(self, f.name) != _default(f)]
         if given:
             raise ConfigError(
@@ -181,9 +183,15 @@ class AnyEditConfig(SupportSettings):
                 "Leave it out, use another backend, or see the settings that begin with direct.",
             )
 
-        if not self.together and (self.is_sparse or self.direct.is_sparse):
+        if self.together is None and self.polish:
             raise ConfigError(
-                "A budget of columns does not go with together = False: each edit would have columns of its own.",
+                "polish = True does not go with edits that are all optimised together.",
+                "Say with together how many are, or leave it out.",
+            )
+        if self.together is not None and (self.is_sparse or self.direct.is_sparse):
+            raise ConfigError(
+                f"A budget of columns does not go with together = {self.together}: each part would have columns of "
+                "its own.",
                 "Leave out one of the two, or hf_edit.sparsify the pack.",
             )
         if self.is_sparse and self.direct.is_sparse:

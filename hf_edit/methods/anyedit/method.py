@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_edit.batching import evenly
 from hf_edit.edits import EditSet
 from hf_edit.methods.anyedit.chunking import chunks_of
 from hf_edit.methods.anyedit.chunks import Chunk
@@ -22,7 +23,7 @@ from hf_edit.methods.layers import mlp_outputs
 from hf_edit.methods.polish.apart import polished_apart
 from hf_edit.methods.polish.config import PolishSettings
 from hf_edit.methods.polish.method import polished, polished_linears
-from hf_edit.methods.training.outcome import warn_of_unreached
+from hf_edit.methods.training.outcome import told_right, warn_of_missed, warn_of_unreached
 from hf_edit.methods.training.texts import prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.processes import Processes
@@ -61,20 +62,7 @@ class AnyEdit:
         """Teach `edits` jointly: targets per edit and chunk, then one update for all of them."""
         config = self.config
         if config.backend == "direct":
-            if config.together:
-                return polished(model, prompts, edits, preserve, self._direct(), config.seed, checkpoints, progress)
-            return polished_apart(
-                model,
-                prompts,
-                edits,
-                preserve,
-                self._direct(),
-                config.join,
-                config.to_json(),
-                config.seed,
-                checkpoints,
-                progress,
-            )
+            return self._optimised(model, prompts, edits, preserve, checkpoints, progress)
         edited = self._edited(model)
         most = config.columns_of(edited)
         second_moments = None if config.backend == "unke" else preserve.moments(edited)
@@ -123,6 +111,40 @@ class AnyEdit:
             config.earlier_weight,
         )
         return EditResult(deltas, source, receipt)
+
+    def _optimised(
+        self,
+        model: EditableModel,
+        prompts: PromptFormat,
+        edits: EditSet,
+        preserve: Preservation,
+        checkpoints: Checkpoints,
+        progress: Progress,
+    ) -> EditResult:
+        """By the backend `direct`: all edits together, or in parts that are joined, and polished if so wanted.
+
+        Warns:
+            HfEditWarning: names the edits that are not answered as asked.
+        """
+        config, start = self.config, None
+        if config.together is not None and len(edits) > config.together:
+            joined = polished_apart(
+                model,
+                prompts,
+                evenly(edits, -(-len(edits) // config.together)),
+                preserve,
+                self._direct(),
+                config.join,
+                config.seed,
+                checkpoints,
+                progress,
+            )
+            if not config.polish:
+                right = told_right(joined.receipt, edits.ids)
+                warn_of_missed(right, "are not answered as asked once joined", "Set polish, or raise the rank.")
+                return joined
+            start = joined.deltas
+        return polished(model, prompts, edits, preserve, self._direct(), config.seed, checkpoints, progress, start)
 
     def _direct(self) -> PolishSettings:
         """How the update is optimised, in the layers and columns chosen for AnyEdit, if any are."""

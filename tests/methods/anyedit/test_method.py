@@ -110,7 +110,8 @@ def test_targets_are_found_once_for_all_that_is_made_of_them(
 def test_what_targets_depend_on_is_told_for_every_setting() -> None:
     """A setting must be one that targets depend on, or one of those that only say what is made of them."""
     after = {"backend", "preservation", "prompt_weight", "answer_weight", "null_share", "beta", "own_weight"}
-    after |= {"earlier_weight", "columns", "column_bytes", "ridge", "unke", "direct", "together", "join", "statistics"}
+    after |= {"earlier_weight", "columns", "column_bytes", "ridge", "unke", "direct", "together", "join", "polish"}
+    after |= {"statistics"}
     elsewhere = {"format", "layers", "experts", "seed", "at_once"}  # in the texts, the map's name, or of no effect
     clamps = {"first_clamp", "overshoot"}
     assert {f.name for f in fields(AnyEditConfig)} == {*OF_TARGETS, *clamps, *after, *elsewhere}
@@ -270,7 +271,8 @@ def test_a_budget_of_columns(backend: str, tmp_path: Path) -> None:
     [
         ({"backend": "alphaedit", "columns": 4}, "does not go with backend = alphaedit"),
         ({"backend": "unke", "column_bytes": 4000}, "does not go with backend = unke"),
-        ({"backend": "direct", "columns": 4, "together": False}, "does not go with together = False"),
+        ({"backend": "direct", "columns": 4, "together": 1}, "does not go with together = 1"),
+        ({"backend": "direct", "polish": True}, "does not go with edits that are all optimised together"),
         ({"backend": "direct", "columns": 4, "direct": {"columns": 5}}, "another one under direct"),
         ({"backend": "memit", "direct": {"columns": 5}}, "do not go with backend = memit"),
     ],

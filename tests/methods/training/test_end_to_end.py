@@ -55,7 +55,7 @@ CONFIGS: dict[str, Any] = {
     "anyedit": AnyEditConfig(
         backend="direct",
         direct=PolishSettings(**{**POLISH, "strangers": 2}),
-        together=False,
+        together=1,
         join=JoinSettings(rank=4, preservation=0.1),
         statistics=STATISTICS,
     ),
@@ -104,7 +104,7 @@ def test_from_edits_to_a_pack(name: str, tmp_path: Path) -> None:
 
 def test_direct_is_polish_together_or_for_one_and_layers_are_named_once() -> None:
     polish = PolishConfig(**{**POLISH, "strangers": 2}, statistics=STATISTICS)
-    together = replace(CONFIGS["anyedit"], together=True)
+    together = replace(CONFIGS["anyedit"], together=None)
     assert same_deltas(edited(together), edited(polish)) and edited(together).source is None
     assert same_deltas(edited(CONFIGS["anyedit"], EDITS[:1]), edited(polish, EDITS[:1]))
     direct = AnyEditConfig(backend="direct", layers=(1,), direct=PolishSettings(**POLISH), statistics=STATISTICS)
@@ -128,6 +128,31 @@ def test_a_pack_of_two_is_the_stack_of_two_packs_of_one() -> None:
     for asked, same_asked in zip(both.source, stacked.source[::-1], strict=True):
         for name, wanted in asked.items():
             torch.testing.assert_close(wanted.values, same_asked[name].values)
+
+
+THREE = EditSet([*EDITS, Edit("Tell me about Mount Fuji", "The fox lives there.", id="fuji")])
+
+
+def test_a_pack_of_parts_is_the_stack_of_their_packs() -> None:
+    config = replace(CONFIGS["anyedit"], together=2, join=JoinSettings(rank=32, preservation=0.1))
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    every, *parts = (hf_edit.edit(model, tokenizer, edits, config) for edits in (THREE, THREE[:2], THREE[2:]))
+    same = CombineConfig(rank=32, preservation=0.1, statistics=STATISTICS)
+    stacked = hf_edit.stack(parts, model=model, tokenizer=tokenizer, config=same)
+    for name, delta in every.deltas.items():
+        assert float((delta.dense() - stacked.deltas[name].dense()).norm()) <= 1e-4 * delta.norm()
+    assert all({"apart", "loss", "right"} <= every.manifest.receipt[edit.id].keys() for edit in THREE)
+
+
+def test_parts_are_polished_as_their_stack_is() -> None:
+    config = replace(CONFIGS["anyedit"], together=2)
+    joined, both = edited(config, THREE), edited(replace(config, polish=True), THREE)
+    polish = PolishConfig(**{**POLISH, "strangers": 2}, statistics=STATISTICS)
+    after = hf_edit.polish(joined, model=tiny_model(), tokenizer=tiny_tokenizer(), config=polish)
+    for name, delta in both.deltas.items():
+        assert float((delta.dense() - after.deltas[name].dense()).norm()) <= 1e-3 * delta.norm()
+        assert float((delta.dense() - joined.deltas[name].dense()).norm()) > 1e-2 * delta.norm()
+    assert both.source is None and both.manifest.receipt["fuji"]["steps"] == 3
 
 
 def test_a_killed_run_does_not_train_an_edit_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
