@@ -200,23 +200,22 @@ class _Combination:
         before = told_right(pack.manifest.receipt, stay)
         worked = sum(before.get(id, True) for id in stay)
 
-        def tried(weight: float, near: float | None) -> tuple[Joined, list[bool]]:
+        def tried(weight: float) -> tuple[Joined, list[bool]]:
             join.hold_along(taught, min(weight, TAUGHT_WEIGHT))
             join.hold_along(own, weight)
-            joined = join.solved(near)
+            joined = join.solved()
             return joined, join.given(own, joined.deltas)
 
         def kept(found: tuple[Joined, list[bool]]) -> int:
             return sum(found[0].right)
 
-        near = pack.manifest.receipt.get("preservation")
-        best = tried(REVERTED_WEIGHT if config.reverted_weight is None else config.reverted_weight, near)
+        best = tried(REVERTED_WEIGHT if config.reverted_weight is None else config.reverted_weight)
         if config.reverted_weight is None:
             loses = kept(best) < worked
             for weight in LIGHTER if loses else HEAVIER:
                 if kept(best) >= worked if loses else all(best[1]):
                     break
-                best = max(best, tried(weight, best[0].preservation), key=lambda found: (kept(found), sum(found[1])))
+                best = max(best, tried(weight), key=lambda found: (kept(found), sum(found[1])))
         return best[0], {edit.id: ok for edit, ok in zip(edits, best[1], strict=True)}
 
     def sum(self) -> EditPack:

@@ -35,11 +35,16 @@ class JointSolve:
         self._gram = torch.zeros_like(self._C)  # K K^T
         self._cross = C.new_zeros(d_out, C.shape[0])  # V K^T
 
-    def add(self, keys: Tensor, values: Tensor, weight: float = 1.0) -> None:
-        """Ask for outputs (n, d_out) at keys (n, d_in), each token's square of what is missed times `weight`."""
+    def add(self, keys: Tensor, values: Tensor, weights: Tensor | float = 1.0) -> None:
+        """Ask for outputs (n, d_out) at keys (n, d_in), each token's square of what is missed times its weight.
+
+        Args:
+            weights: (n,), or one for all.
+        """
         K = keys.to(self._gram)
-        self._gram.addmm_(K.T, K, alpha=weight)
-        self._cross.addmm_(values.to(self._cross).T, K, alpha=weight)
+        weighted = K * torch.as_tensor(weights).to(K).reshape(-1, 1)
+        self._gram.addmm_(K.T, weighted)
+        self._cross.addmm_(values.to(self._cross).T, weighted)
 
     def solve(self, weight: float, rank: int) -> tuple[LowRankDelta, float]:
         """The update with at most `rank` columns, in float64, and what the bound on the rank cost.

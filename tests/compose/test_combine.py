@@ -18,8 +18,7 @@ from hf_edit.compose.config import CombineConfig
 from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import BaseMismatchError, ComposeError, ConfigError, HfEditWarning
 from hf_edit.evaluation.answers import greedy_answers
-from hf_edit.methods.joining.search import PRESERVATIONS
-from hf_edit.methods.joining.update import Join, Joined
+from hf_edit.methods.joining.update import PRESERVATIONS, Join, Joined
 from hf_edit.methods.training.texts import Text
 from hf_edit.models.editable import EditableModel
 from hf_edit.packs.pack import EditPack
@@ -204,18 +203,17 @@ def test_other_edits_come_before_the_bases_own_text(
     both = stacked(model, pack_of(model, 0, 1), pack_of(model, 2))
     receipt = {**both.manifest.receipt, "right": dict.fromkeys(both.edits.ids, True)}
     both = replace(both, manifest=replace(both.manifest, receipt=receipt))
-    solved, near_to = Join.solved, []
+    solved = Join.solved
 
-    def judged(self: Join, near: float | None) -> Joined:
-        near_to.append(near)
-        joined = solved(self, near)
-        return replace(joined, right=[held[-1] < keeps_below] * len(joined.right))
+    def judged(self: Join) -> Joined:
+        joined = solved(self)
+        margin = 1.0 if held[-1] < keeps_below else -1.0
+        return replace(joined, margins=[torch.full_like(margins, margin) for margins in joined.margins])
 
     monkeypatch.setattr(Join, "solved", judged)
     monkeypatch.setattr(Join, "given", lambda self, texts, deltas: [held[-1] >= back_from] * len(texts))
     less = revert(both, ["q1"], model=model, tokenizer=tiny_tokenizer(), config=CONFIG)
     assert held[-2 * len(weights) + 1 :: 2] == weights
-    assert near_to == [both.manifest.receipt["preservation"]] * len(weights)  # where lambda was, it mostly stays
     assert all(less.manifest.receipt["right"].values())
     assert less.manifest.receipt["own_text"] == {"q1": back_from <= 100}
 

@@ -38,6 +38,22 @@ def dense(C: torch.Tensor, weight: float, edits, held=()) -> torch.Tensor:
     return torch.linalg.lstsq(left, torch.cat([z.double() for z in zeros])).solution.T
 
 
+@pytest.mark.parametrize("d_in", [3, 12])
+def test_each_token_may_have_a_weight_of_its_own(d_in: int) -> None:
+    C, edits = problem(4, d_in, [5, 2], seed=3)
+    weights = [torch.tensor([1.0, 8.0, 0.5, 64.0, 2.0], dtype=torch.float64), torch.tensor([3.0, 1.0])]
+    solve = JointSolve(4, C, RIDGE)
+    for (K, V), w in zip(edits, weights, strict=True):
+        solve.add(K, V, w)
+    scaled = [
+        (w[:, None].double().sqrt() * K, w[:, None].double().sqrt() * V)
+        for (K, V), w in zip(edits, weights, strict=True)
+    ]
+    delta, _ = solve.solve(7.0, 10**6)
+    expected = dense(C, 7.0, scaled)
+    assert float((delta.dense() - expected).norm()) <= 1e-9 * float(expected.norm())
+
+
 def solved(C: torch.Tensor, weight: float, edits, held=(), rank: int = 10**6):
     solve = JointSolve(edits[0][1].shape[1], C, RIDGE)
     for K, V in edits:

@@ -15,17 +15,21 @@ from hf_edit.batching import batched
 from hf_edit.methods.base import Preservation
 from hf_edit.methods.joining.asked import Asked
 from hf_edit.methods.joining.config import JoinSettings
-from hf_edit.methods.joining.search import strongest
 from hf_edit.methods.layers import default_rank
-from hf_edit.methods.training.answering import alike_in_length, answers
+from hf_edit.methods.training.answering import alike_in_length, margins_of
 from hf_edit.methods.training.texts import Text, prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
+from hf_edit.models.generation import MARGIN
 from hf_edit.models.trace import Trace
 from hf_edit.prompting import Encoded
 from hf_edit.solvers.joint import JointSolve
 from hf_edit.solvers.low_rank import LowRankDelta
 
 
+PRESERVATIONS = (300.0, 100.0, 30.0, 10.0, 3.0)
+"""Where lambda is looked for: more of it spares everything else, less of it gives the edits all that they ask for."""
+AT_UNSURE, ALONG_UNSURE = 8.0, 2.0
+"""What the weight of a token that is not clearly the likeliest grows by, and that of all tokens of its edit."""
 TOGETHER = 16
 """Texts run at once, where memory allows."""
 
@@ -80,21 +84,42 @@ class Join:
             held = self._held.get(text)
             self._held[text] = self._wanted(text, {}, weight) if held is None else replace(held, weight=weight)
 
-    def solved(self, near: float | None = None) -> Joined:
+    def solved(self) -> Joined:
         """The update of all that was added.
 
-        Which edits keep their answers depends on them alone, not on the order or grouping in which they came; so does
-        the lambda found by it.
+        Least squares spreads what is missed over all tokens alike, and an answer is lost where one token of a hundred
+        goes wrong. So where answers are lost, the solve is repeated with more weight on what went wrong, a few times
+        over, before more of everything else is given up for them by a smaller lambda.
 
-        Args:
-            near: a lambda that is looked at first, where it is looked for.
+        Which edits keep their answers depends on them alone, not on the order or grouping in which they came; so do
+        the weights and the lambda found by it.
         """
-        if self._settings.preservation is not None:
-            return self._solved(self._settings.preservation)
-        return strongest(self._solved, near)
+        fixed, best = self._settings.preservation, None
+        wanted: list[bool] | None = None  # edits that their own values alone bring their answer
+        for preservation in PRESERVATIONS if fixed is None else (fixed,):
+            weights: dict[_Wanted, Tensor] = {}
+            for _ in range(self._settings.rounds):
+                joined = self._solved(preservation, weights)
+                if best is None or sum(joined.right) > sum(best.right):
+                    best = joined
+                if all(joined.right):
+                    return joined
+                wanted = self._right_alone() if wanted is None else wanted
+                if all(ok for ok, one in zip(joined.right, wanted, strict=True) if one):
+                    return joined
+                for edit, margins, one in zip(self._edits, joined.margins, wanted, strict=True):
+                    if one:
+                        weights[edit] = _emphasised(edit, weights.get(edit), margins.cpu())
+        assert best is not None
+        return best
 
     @torch.no_grad()
-    def _solved(self, preservation: float) -> Joined:
+    def _solved(self, preservation: float, weights: Mapping[_Wanted, Tensor]) -> Joined:
+        """One solve of each linear.
+
+        Args:
+            weights: (T - 1,) of the tokens of edits, where that is not 1.
+        """
         rank = self._settings.rank or default_rank([len(edit.text.labels) for edit in self._edits])
         dtype = torch.promote_types(self._model.dtype, torch.float32)
         deltas: dict[str, LowRankDelta] = {}
@@ -104,30 +129,39 @@ class Join:
         block = self._first
         for linear in map(self._linears.__getitem__, self._order):
             solve = JointSolve(linear.d_out, self._moments[linear.name], self._settings.ridge)
-            work = partial(self._asked_of, linear, block, streams, bool(deltas))
+            work = partial(self._asked_of, linear, block, streams, weights, bool(deltas))
             with self._model.updated(deltas):
                 for group in groups:
-                    for keys, missing in self._model.memory.in_parts("joining", group, work, _tokens):
-                        solve.add(keys, missing, group[0].weight)
+                    for asked in self._model.memory.in_parts("joining", group, work, _tokens):
+                        solve.add(*asked)
             block = linear.layer
             delta, error = solve.solve(preservation, rank)
             if delta.rank:
                 deltas[linear.name], lost[linear.name] = delta.to(dtype), round(error, 6)
         ends = [replace(edit.text, states=streams[edit]) for edit in self._edits]  # from the last block on
-        return Joined(deltas, preservation, lost, self._right(ends, block, deltas))
+        return Joined(deltas, preservation, lost, self._margins(ends, block, deltas))
 
     def given(self, texts: Sequence[Text], deltas: Mapping[str, LowRankDelta]) -> list[bool]:
         """Whether an update gives the answer of each text, token for token."""
-        return self._right(texts, self._first, deltas)
+        return [bool((margins > 0).all()) for margins in self._margins(texts, self._first, deltas)]
 
-    def _right(self, texts: Sequence[Text], first: int, deltas: Mapping[str, LowRankDelta]) -> list[bool]:
-        """As `given`, of texts whose states enter the block `first`."""
+    def _margins(self, texts: Sequence[Text], first: int, deltas: Mapping[str, LowRankDelta]) -> list[Tensor]:
+        """As `margins_of`, of texts whose states enter the block `first`; run in one order whatever theirs is."""
         order = sorted(range(len(texts)), key=lambda i: texts[i].ids.tolist())
-        right = dict.fromkeys(range(len(texts)), False)
+        found: dict[int, Tensor] = {}
         for part in batched(order, TOGETHER):
-            margins = answers(self._model, first, [texts[i] for i in part], deltas)[1]
-            right |= dict(zip(part, (margins > 0).tolist(), strict=True))
-        return list(right.values())
+            margins = margins_of(self._model, first, [texts[i] for i in part], deltas)
+            found |= zip(part, margins, strict=True)
+        return [found[i] for i in range(len(texts))]
+
+    def _right_alone(self) -> list[bool]:
+        """Whether an edit's own values give its answer, token for token."""
+        found = []
+        for edit in self._edits:
+            with self._model.shifted({name: value[None] for name, value in edit.values.items()}):
+                (margins,) = margins_of(self._model, self._first, [edit.text], {})
+            found.append(bool((margins > 0).all()))
+        return found
 
     def _together(self) -> list[Sequence[_Wanted]]:
         """All texts, those of one weight and like length in one group: the same groups whatever order they came in."""
@@ -146,10 +180,11 @@ class Join:
         linear: EditableLinear,
         block: int,
         streams: dict[_Wanted, Tensor],
+        weights: Mapping[_Wanted, Tensor],
         moved: bool,
         part: Sequence[_Wanted],
-    ) -> tuple[Tensor, Tensor]:
-        """The linear's keys (n, d_in) over some texts and what is missing there (n, d_out).
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The linear's keys (n, d_in) over some texts, what is missing there (n, d_out), and the weights (n,) of it.
 
         Args:
             block: where `streams` (T, d) enter; those of the texts are brought on to the linear's block.
@@ -167,7 +202,8 @@ class Join:
         if linear.layer > block:
             for one, stream in zip(part, trace.entering[linear.layer], strict=True):
                 streams[one] = stream[: _tokens(one)].clone()
-        return keys, torch.cat(missing)
+        weighed = [one.weight * weights.get(one, torch.ones(_tokens(one))) for one in part]
+        return keys, torch.cat(missing), torch.cat(weighed)
 
     @torch.no_grad()
     def _wanted(self, text: Text, values: Mapping[str, Tensor], weight: float) -> _Wanted:
@@ -195,6 +231,23 @@ class Join:
     def _behind(self, linear: EditableLinear, trace: Trace) -> Tensor:
         """(B, T, d_out): the stream behind the linear's block, or where that says less, the linear's own output."""
         return trace.leaving[linear.layer] if linear.name in self._in_stream else trace.outputs[linear.name]
+
+
+def _emphasised(edit: _Wanted, weights: Tensor | None, margins: Tensor) -> Tensor:
+    """(T - 1,): the weights of an edit's tokens for the next solve, by how well it was answered in the last one.
+
+    What goes wrong at a token may be due to that token's own output, or to what it sees of those before it.
+
+    Args:
+        weights: of the last solve; none: 1.
+        margins: (A,), see `margins_of`.
+    """
+    weights = torch.ones(_tokens(edit)) if weights is None else weights.clone()
+    unsure = (margins < MARGIN).nonzero()[:, 0]
+    if len(unsure):
+        weights *= ALONG_UNSURE
+        weights[edit.text.start - 1 + unsure] *= AT_UNSURE
+    return weights
 
 
 def _tokens(one: _Wanted) -> int:
@@ -237,10 +290,15 @@ class Joined:
         deltas: linear name -> change.
         preservation: the lambda that it was solved with.
         lost_to_rank: linear name -> what the bound on its rank cost; see `JointSolve.solve`.
-        right: per edit, in the order in which they were added, whether its answer is given token for token.
+        margins: per edit, in the order in which they were added, (A,): see `margins_of`.
     """
 
     deltas: dict[str, LowRankDelta]
     preservation: float
     lost_to_rank: dict[str, float]
-    right: list[bool]
+    margins: Sequence[Tensor]
+
+    @property
+    def right(self) -> list[bool]:
+        """Per edit, whether its answer is given token for token."""
+        return [bool((margins > 0).all()) for margins in self.margins]

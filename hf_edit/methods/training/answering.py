@@ -31,6 +31,26 @@ def answers(
     return in_order(by_length(model, "judging", texts, judged))
 
 
+@torch.no_grad()
+def margins_of(
+    model: EditableModel, first: int, texts: Sequence[Text], deltas: Mapping[str, LowRankDelta]
+) -> list[Tensor]:
+    """Per text (A,): by how much the logit of each of the answer's tokens exceeds all others'."""
+
+    def judged(part: Sequence[int]) -> Sequence[Tensor]:
+        batch = Batch.of([texts[i] for i in part])
+        with model.updated(deltas):
+            logits = answer_logits(model, batch, first)
+        return _margins(logits, batch.labels).split([len(texts[i].labels) for i in part])
+
+    found = {
+        i: margins
+        for part, every in by_length(model, "judging", texts, judged)
+        for i, margins in zip(part, every, strict=True)
+    }
+    return [found[i] for i in range(len(texts))]
+
+
 def losses_of(model: EditableModel, first: int, texts: Sequence[Text]) -> tuple[Tensor, Tensor, Tensor]:
     """Of texts run together with whatever update is in place, each (B,): the mean loss over the answer's tokens; the
     least by which the logit of one of them exceeds all others', above zero where all are the likeliest; and the mean
@@ -48,6 +68,7 @@ def losses_of(model: EditableModel, first: int, texts: Sequence[Text]) -> tuple[
 
 def _margins(logits: Tensor, labels: Tensor) -> Tensor:
     """(N,): each label's logit of (N, V) less the largest other one."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     own = logits.gather(1, labels[:, None])[:, 0]
     largest, tokens = logits.topk(2)
     return own - torch.where(tokens[:, 0] == labels, largest[:, 1], largest[:, 0])

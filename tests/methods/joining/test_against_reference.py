@@ -127,7 +127,7 @@ def check(model, linears: Sequence[EditableLinear], order: Sequence[str], in_str
     view = EditableModel.of(model)
     C = moments(linears)
     values = values_of(linears, order)
-    settings = JoinSettings(preservation=LAMBDA, ridge=RIDGE, earlier_weight=EARLIER_WEIGHT, rank=10**6)
+    settings = JoinSettings(preservation=LAMBDA, ridge=RIDGE, earlier_weight=EARLIER_WEIGHT, rank=10**6, rounds=1)
     join = Join(view, linears, Fixed(SecondMoments({"text": C}, {"text": 100}, "drawn"), earlier=[EARLIER]), settings)
     first = linears[0].layer
     for text, wanted in zip(prepared(view, TAUGHT, first), values, strict=True):
