@@ -54,11 +54,14 @@ def polished_apart(
     linears, first = polishing.linears, polishing.first
     earlier = [one.ids for one in preserve.earlier]
 
-    def trained(part: Sequence[Edit]) -> dict[str, Tensor]:
+    encoded = [[prompts.encode(edit.prompt, edit.target) for edit in part] for part in parts]
+
+    def trained(place: int) -> dict[str, Tensor]:
         """The factors of one part, and how its training went."""
+        part = parts[place]
         key = key_of(
             [edit.to_json() for edit in part],
-            [prompts.encode(edit.prompt, edit.target).ids for edit in part],
+            [[one.ids, one.answer_start] for one in encoded[place]],
             earlier,
             settings.to_json(),
             seed,
@@ -76,13 +79,13 @@ def polished_apart(
 
     processes = Processes.joined(model.device)
     progress.stage("edits", sum(map(len, processes.mine(parts))))
-    found = processes.map(trained, parts)
+    found = processes.map(trained, range(len(parts)))
     join = Join(model, linears, preserve, joining)
     every: list[Asked] = []
     receipt: dict[str, dict[str, Any]] = {}
-    for part, kept in zip(parts, found, strict=True):
+    for part, asked, kept in zip(parts, encoded, found, strict=True):
         deltas = {linear.name: _unpacked(kept, linear.name, model.device) for linear in linears}
-        texts = prepared(model, [prompts.encode(edit.prompt, edit.target) for edit in part], first)
+        texts = prepared(model, asked, first)
         for edit, text, loss in zip(part, texts, kept["losses"].tolist(), strict=True):
             every.append(asked_by_factors(model, text, linears, first, deltas))
             join.add(every[-1])
@@ -93,7 +96,7 @@ def polished_apart(
     )
     for figures, (loss, margin) in zip(receipt.values(), told, strict=True):
         figures |= {"loss": round(loss, 6), "right": margin > 0}
-    return EditResult(joined, [asked.source() for asked in every], receipt)
+    return EditResult(joined, [one.source() for one in every], receipt)
 
 
 def _packed(deltas: Mapping[str, LowRankDelta]) -> dict[str, Tensor]:
