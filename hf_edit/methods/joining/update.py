@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -164,16 +163,10 @@ class Join:
         return found
 
     def _together(self) -> list[Sequence[_Wanted]]:
-        """All texts, those of one weight and like length in one group: the same groups whatever order they came in."""
-        ordered = sorted(
-            [*self._edits, *self._held.values()], key=lambda one: (one.weight, _tokens(one), one.text.ids.tolist())
-        )
-        groups: list[Sequence[_Wanted]] = []
-        for _, same in groupby(ordered, key=lambda one: one.weight):
-            some = list(same)
-            for alike in alike_in_length([_tokens(one) for one in some]):
-                groups += batched([some[i] for i in alike], TOGETHER)
-        return groups
+        """All texts, those of like length in one group: the same groups whatever order they came in."""
+        every = sorted([*self._edits, *self._held.values()], key=lambda one: (one.text.ids.tolist(), one.weight))
+        alike = alike_in_length([_tokens(one) for one in every])
+        return [part for some in alike for part in batched([every[i] for i in some], TOGETHER)]
 
     def _asked_of(
         self,
