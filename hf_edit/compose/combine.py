@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_edit.compose.adapters import Pack, name_of, pack_for
@@ -25,7 +26,8 @@ from hf_edit.compose.conflicts.report import names_of
 from hf_edit.compose.union import left_out, union
 from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import ComposeError, HfEditWarning
-from hf_edit.methods.joining.update import Join, Joined
+from hf_edit.methods.joining.asked import keys_of
+from hf_edit.methods.joining.update import Join, Joined, still_said
 from hf_edit.methods.training.outcome import told_right, warn_of_missed
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
@@ -77,7 +79,7 @@ def stack(
 
     Returns:
         A pack whose parents are the given ones. An edit that several of them teach with the same answer is taken once,
-        from the pack that comes first by content; ids that two different edits share get a suffix.
+        from the pack that moves least for it; ids that two different edits share get a suffix.
 
     Raises:
         PackError, BaseMismatchError: a pack is not sound, or `model` is not its base.
@@ -173,7 +175,8 @@ class _Combination:
             for one in kept:
                 join.add(one.asked)
             self.progress.stage("solve", 1)
-            joined, own = self._reverting(join, reverted) if reverted else (join.solved(), {})
+            stay = [one.edit.id for one in kept]
+            joined, own = self._reverting(join, reverted, stay) if reverted else (join.solved(), {})
             self.progress.step()
             right = {one.edit.id: ok for one, ok in zip(kept, joined.right, strict=True)}
             warn_of_missed(
@@ -183,8 +186,11 @@ class _Combination:
             receipt |= {"right": right, **({"own_text": own} if reverted else {})}
             return self._pack("revert" if reverted else "stack", kept, joined.deltas, receipt)
 
-    def _reverting(self, join: Join, edits: Sequence[Edit]) -> tuple[Joined, dict[str, bool]]:
+    def _reverting(self, join: Join, edits: Sequence[Edit], stay: Sequence[str]) -> tuple[Joined, dict[str, bool]]:
         """The solve that takes edits back, and by id whether the base's own text is given again, word for word.
+
+        Args:
+            stay: ids of the edits that are joined.
 
         Taught answers are held with a weight that makes them unlikely; the base's own with the smallest of the weights
         that brings all of them back. Other edits come first: a weight that loses one more of them is not taken.
@@ -195,16 +201,16 @@ class _Combination:
             own_answers(self.view.model, prompts, questions, config.reverted_tokens, config.statistics.batch)
         )
         taught = join.entering([prompts.encode(edit.prompt, edit.target) for edit in edits])
-        pack, gone = self.packs[0], {edit.id for edit in edits}
-        stay = [id for id in pack.edits.ids if id not in gone]
-        before = told_right(pack.manifest.receipt, stay)
-        worked = sum(before.get(id, True) for id in stay)
+        said = join.margins(own, {})
+        before = told_right(self.packs[0].manifest.receipt, stay)
+        worked = sum(before[id] if id in before else alone for id, alone in zip(stay, join.right_alone(), strict=True))
 
         def tried(weight: float) -> tuple[Joined, list[bool]]:
             join.hold_along(taught, min(weight, TAUGHT_WEIGHT))
             join.hold_along(own, weight)
             joined = join.solved()
-            return joined, join.given(own, joined.deltas)
+            now = join.margins(own, joined.deltas)
+            return joined, [still_said(*each) for each in zip(now, said, strict=True)]
 
         def kept(found: tuple[Joined, list[bool]]) -> int:
             return sum(found[0].right)
@@ -223,20 +229,27 @@ class _Combination:
         with borrowed(self.view.model):
             taught = union(self._taught())
             deltas = summed([pack.deltas for pack in self.packs])
-            disturbance = _disturbance(taught, deltas)
-            return self._pack("stack", taught, deltas, {"disturbance": disturbance})
+            keys = (keys_of(self.view, one.asked, self.linears, self.linears[0].layer) for one in taught)
+            disturbance = _disturbance(taught, keys, deltas)
+            return self._pack("stack", taught, deltas, {"disturbance": disturbance}, {"mode": "add"})
 
     def _taught(self, gone: Sequence[frozenset[str]] | None = None) -> list[Taught]:
-        self.progress.stage("keys and values", sum(len(pack.edits) for pack in self.packs))
+        without = gone or [frozenset()] * len(self.packs)
+        self.progress.stage("values", sum(len(pack.edits) for pack in self.packs) - sum(map(len, without)))
         taught = []
-        for i, pack in enumerate(self.packs):
-            for one in taught_by(self.view, self.prompts, pack, self.linears):
-                taught += [] if gone and one.edit.id in gone[i] else [one]
+        for pack, left in zip(self.packs, without, strict=True):
+            for one in taught_by(self.view, self.prompts, pack, self.linears, left):
+                taught.append(one)
                 self.progress.step()
         return taught
 
     def _pack(
-        self, method: str, taught: Sequence[Taught], deltas: Mapping[str, LowRankDelta], receipt: Mapping[str, Any]
+        self,
+        method: str,
+        taught: Sequence[Taught],
+        deltas: Mapping[str, LowRankDelta],
+        receipt: Mapping[str, Any],
+        config: Mapping[str, Any] | None = None,
     ) -> EditPack:
         return EditPack.build(
             self.model,
@@ -244,7 +257,7 @@ class _Combination:
             edits=EditSet(one.edit for one in taught),
             source=[{name: kv for name, kv in one.asked.source().items() if name in deltas} for one in taught],
             method=method,
-            config=self.config.to_json(),
+            config=self.config.to_json() if config is None else config,
             seed=self.config.seed,
             prompt_format=self.prompts,
             receipt=receipt,
@@ -269,18 +282,22 @@ def _check_formats(packs: Sequence[EditPack]) -> None:
         )
 
 
-def _disturbance(taught: Sequence[Taught], deltas: Mapping[str, LowRankDelta]) -> dict[str, float]:
+def _disturbance(
+    taught: Sequence[Taught], keys: Iterable[Mapping[str, Tensor]], deltas: Mapping[str, LowRankDelta]
+) -> dict[str, float]:
     """Edit id -> what a sum adds along the edit's text beyond its own values, relative to these.
+
+    Args:
+        keys: of each edit, by linear, (T - 1, d_in).
 
     Warns:
         HfEditWarning: names the worst, where packs disturb each other.
     """
     found: dict[str, float] = {}
-    for one in taught:
+    for one, inputs in zip(taught, keys, strict=True):
         own = beside = 0.0
         for name, delta in deltas.items():
-            keys = one.asked.keys[name]
-            moved = delta.to(device=keys.device).outputs(keys.to(delta.A.dtype))  # (T - 1, d_out)
+            moved = delta.to(device=inputs[name].device).outputs(inputs[name].to(delta.A.dtype))  # (T - 1, d_out)
             values = one.asked.values.get(name, torch.zeros_like(moved))
             own += float(values.square().sum())
             beside += float((moved - values).square().sum())

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_edit.compose.adapters import pack_for
 from hf_edit.compose.asked import taught_by
+from hf_edit.methods.joining.asked import keys_of
 from hf_edit.methods.support import columns_each
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableLinear, EditableModel
@@ -81,9 +82,12 @@ def sparsify(
         solves = {linear.name: Columns(linear.d_out, linear.d_in) for linear in linears}
         listener.stage("keys and values", len(pack.edits))
         for taught in taught_by(view, prompts, pack, linears):
-            for name, solve in solves.items():
-                keys = taught.asked.keys[name].T
-                solve.add(keys, taught.asked.values[name].T, keys.new_zeros(len(keys), 0))
+            inputs = keys_of(view, taught.asked, linears, linears[0].layer)
+            for linear in linears:
+                keys = inputs[linear.name].T
+                asked = taught.asked.values.get(linear.name)
+                values = keys.new_zeros(linear.d_out, keys.shape[1]) if asked is None else asked.T
+                solves[linear.name].add(keys, values, keys.new_zeros(len(keys), 0))
             listener.step()
         deltas = {}
         listener.stage("columns", len(linears))

@@ -50,8 +50,8 @@ def union(taught: Sequence[Taught]) -> list[Taught]:
     """Each edit once, under ids that no two share.
 
     Nothing here depends on the order or grouping of the packs but the order of the result: an edit that several packs
-    teach is taken from the pack that moves the least for it, and goes by the id that sorts first. Edits that share an
-    id all get a suffix made of what they teach, and keep it as long as they are stacked with others of that id.
+    teach is taken from the pack that moves the least for it, with its id there. Edits that share an id all get a
+    suffix made of what they teach, and keep it as long as they are stacked with others of that id.
 
     Raises:
         ComposeError: two answers to one prompt.

@@ -1,4 +1,4 @@
-"""Which MLP output maps a method edits, and at which rank."""
+"""Which MLP output maps a method edits."""
 
 from __future__ import annotations
 
@@ -30,13 +30,3 @@ def mlp_outputs(model: EditableModel, layers: Sequence[int], *, together: bool =
             "Choose one layer.",
         )
     return [model.linears[layer] for layer in layers]
-
-
-def default_rank(answer_lengths: Sequence[int]) -> int:
-    """32 for each edit up to 256 in all; beyond that one for each 8 tokens of the answers, 4 for each edit at least.
-
-    Args:
-        answer_lengths: tokens of each edit's answer.
-    """
-    n_edits = len(answer_lengths)
-    return max(min(32 * n_edits, 256), 4 * n_edits, min(sum(answer_lengths) // 8, 16 * n_edits))

@@ -18,6 +18,7 @@ from hf_edit.compose.config import CombineConfig
 from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import BaseMismatchError, ComposeError, ConfigError, HfEditWarning
 from hf_edit.evaluation.answers import greedy_answers
+from hf_edit.methods.joining.asked import keys_of
 from hf_edit.methods.joining.update import PRESERVATIONS, Join, Joined
 from hf_edit.methods.training.texts import Text
 from hf_edit.models.editable import EditableModel
@@ -114,6 +115,16 @@ def test_packs_of_different_blocks(model) -> None:
     assert difference(together, stacked(model, b, a)) <= 1e-4
 
 
+def test_grouping_is_of_no_consequence_where_packs_change_different_blocks(model) -> None:
+    a, b, c = pack_of(model, 0, ranks=(3,)), pack_of(model, 1, ranks=(2, 2, 1)), pack_of(model, 2, ranks=(1, 2))
+    together = stacked(model, a, b, c)
+    for other in (stacked(model, stacked(model, a, b), c), stacked(model, a, stacked(model, b, c))):
+        assert difference(together, other) <= 1e-4
+    asked, own = all_asked(model, stacked(model, a, b))["q0"], all_asked(model, a)["q0"]
+    assert asked.values.keys() == own.values.keys()  # no values at blocks that its own pack left alone
+    assert all(torch.equal(asked.values[name], own.values[name]) for name in own.values)
+
+
 def test_one_pack_alone_keeps_what_it_does_along_its_text(model) -> None:
     pack = pack_of(model, 0)
     again = stacked(model, pack, config=replace(CONFIG, preservation=1e-7))
@@ -136,10 +147,13 @@ def test_the_keys_are_those_of_the_edited_model(model) -> None:
     asked = all_asked(model, pack)
     # a pack that says what every token gets gives the same keys without its factors
     told = replace(pack, source=[one.source() for one in asked.values()])
+    view = EditableModel.of(model)
+    linears = view.linears_named(set(pack.deltas))
     for found in (asked, all_asked(model, told)):
-        for one, keys in zip(found.values(), live, strict=True):
+        for one, expected in zip(found.values(), live, strict=True):
+            keys = keys_of(view, one, linears, linears[0].layer)
             for name in pack.deltas:
-                assert torch.allclose(one.keys[name], keys[name][0], atol=1e-5)
+                assert torch.allclose(keys[name], expected[name][0], atol=1e-5)
 
 
 def test_a_sum_is_exact_and_says_how_packs_disturb_each_other(model) -> None:
@@ -211,22 +225,23 @@ def test_other_edits_come_before_the_bases_own_text(
         return replace(joined, margins=[torch.full_like(margins, margin) for margins in joined.margins])
 
     monkeypatch.setattr(Join, "solved", judged)
-    monkeypatch.setattr(Join, "given", lambda self, texts, deltas: [held[-1] >= back_from] * len(texts))
+    monkeypatch.setattr("hf_edit.compose.combine.still_said", lambda now, base: held[-1] >= back_from)
     less = revert(both, ["q1"], model=model, tokenizer=tiny_tokenizer(), config=CONFIG)
     assert held[-2 * len(weights) + 1 :: 2] == weights
     assert all(less.manifest.receipt["right"].values())
     assert less.manifest.receipt["own_text"] == {"q1": back_from <= 100}
 
 
-@pytest.mark.parametrize("worked", [True, False])
+@pytest.mark.parametrize("worked", [True, False, None])
 def test_an_edit_that_training_did_not_teach_is_not_lost(
-    model, worked: bool, held: list[float], monkeypatch: pytest.MonkeyPatch
+    model, worked: bool | None, held: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The random update answers nothing as asked: weights are lowered only if the trained pack says that it did."""
+    """The random update answers nothing as asked: weights are lowered only if the pack says that it did;
+    one that says nothing is asked."""
     pack = pack_of(model, 0, 1)
-    receipt = {id: {"loss": 0.1, "right": worked} for id in pack.edits.ids}
+    receipt = {id: {"loss": 0.1, **({} if worked is None else {"right": worked})} for id in pack.edits.ids}
     pack = replace(pack, manifest=replace(pack.manifest, receipt=receipt))
-    monkeypatch.setattr(Join, "given", lambda self, texts, deltas: [False] * len(texts))
+    monkeypatch.setattr("hf_edit.compose.combine.still_said", lambda now, base: False)
     revert(pack, ["q1"], model=model, tokenizer=tiny_tokenizer(), config=CONFIG)
     assert held[2::2] == ([10, 1, 0.1, 0] if worked else [10, 100, 1000])
 

@@ -10,6 +10,7 @@ import torch
 from hf_edit.compose.asked import taught_by
 from hf_edit.compose.sparsify import SparsifyConfig, moments_for, sparsify
 from hf_edit.errors import BaseMismatchError, ConfigError
+from hf_edit.methods.joining.asked import keys_of
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.packs.pack import EditPack
@@ -39,11 +40,11 @@ def missed(sparse: EditPack, pack: EditPack, family: str) -> float:
     view = EditableModel.of(tiny_model(family))
     wrong = whole = 0.0
     with borrowed(view.model):
-        for taught in taught_by(
-            view, PromptFormat.of("chat", tiny_tokenizer()), pack, view.linears_named(pack.deltas)
-        ):
+        linears = view.linears_named(pack.deltas)
+        for taught in taught_by(view, PromptFormat.of("chat", tiny_tokenizer()), pack, linears):
+            keys = keys_of(view, taught.asked, linears, linears[0].layer)
             for name, delta in sparse.deltas.items():
-                wrong += float((taught.asked.keys[name] @ delta.dense().T - taught.asked.values[name]).square().sum())
+                wrong += float((keys[name] @ delta.dense().T - taught.asked.values[name]).square().sum())
                 whole += float(taught.asked.values[name].square().sum())
     return (wrong / whole) ** 0.5
 
@@ -71,8 +72,10 @@ def test_it_is_the_ridge_over_the_edits_tokens_against_the_moments() -> None:
     C = moments_for(pack, model=tiny_model(), tokenizer=tiny_tokenizer(), config=QUICK)[name]
     view = EditableModel.of(tiny_model())
     with borrowed(view.model):
-        every = list(taught_by(view, PromptFormat.of("chat", tiny_tokenizer()), pack, view.linears[:1]))
-    K = torch.cat([taught.asked.keys[name] for taught in every]).double().T
+        linears = view.linears[:1]
+        every = list(taught_by(view, PromptFormat.of("chat", tiny_tokenizer()), pack, linears))
+        keys = [keys_of(view, taught.asked, linears, 0)[name] for taught in every]
+    K = torch.cat(keys).double().T
     R = torch.cat([taught.asked.values[name] for taught in every]).double().T
     S, values = touched_columns(sparse.deltas[name])
     M = (penalty(C, QUICK.preservation, QUICK.ridge).matrix() + K @ K.T)[S][:, S]

@@ -15,10 +15,11 @@ from hf_edit.methods import method_for
 from hf_edit.methods.anyedit.config import AnyEditConfig
 from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.finetune.config import FinetuneConfig, FinetuneTraining
-from hf_edit.methods.joining.asked import asked_by_values
+from hf_edit.methods.joining.asked import Asked, keys_of
+from hf_edit.methods.joining.config import JoinSettings
 from hf_edit.methods.memit.config import MemitConfig
 from hf_edit.methods.msbp.config import CalibrationConfig, EMSEditConfig
-from hf_edit.methods.polish.config import PolishConfig
+from hf_edit.methods.polish.config import PolishConfig, PolishSettings
 from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.methods.training.texts import Text, prepared
 from hf_edit.models.borrow import borrowed
@@ -53,6 +54,14 @@ CONFIGS = {
         format="plain", layers=(1, 2), steps=2, batch=3, calibration=CalibrationConfig(drift_weight=1.0)
     ),
     "anyedit": AnyEditConfig(format="plain", layers=(1, 2), window=4, max_evaluations=3),
+    "apart": AnyEditConfig(
+        format="plain",
+        backend="direct",
+        layers=(1, 2),
+        together=2,
+        direct=PolishSettings(rank=3, training=TrainingConfig(**TRAINING, batch=4, shrink=False)),
+        join=JoinSettings(rank=8, rounds=2),
+    ),
     "memit": MemitConfig(format="plain", layers=(1, 2), max_evaluations=3, prefixes=0, batch=4),
 }
 KINDS = {
@@ -60,6 +69,7 @@ KINDS = {
     "finetune": {"training", "holding", "judging", "tracing"},
     "emsedit": {"capturing", "probing", "passing", "tracing"},
     "anyedit": {"targets", "tracing"},
+    "apart": {"training", "holding", "judging", "tracing", "joining"},
     "memit": {"targets"},
 }
 
@@ -103,7 +113,7 @@ def test_recomputing_comes_to_the_same(method: str) -> None:
 
 
 @pytest.mark.usefixtures("really_float64")
-@pytest.mark.parametrize("method", ["polish", "finetune", "emsedit", "anyedit"])
+@pytest.mark.parametrize("method", ["polish", "finetune", "emsedit", "anyedit", "apart"])
 def test_states_that_are_not_kept_are_found_anew(method: str) -> None:
     check_same(learned(method, Short(keeping=False))[0], learned(method)[0])
 
@@ -117,7 +127,7 @@ def test_what_is_asked_of_a_text_is_found_without_kept_states() -> None:
     def keys() -> dict[str, Tensor]:
         (text,) = prepared(view, encoded, 1)
         assert isinstance(text, Text) and isinstance(text.states, Tensor) == view.memory.keeps(1)
-        return dict(asked_by_values(view, text, linears, 1, values).keys)
+        return keys_of(view, Asked(text, values), linears, 1)
 
     kept = keys()
     view.memory = Short(keeping=False)

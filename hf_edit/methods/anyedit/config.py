@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from hf_edit.errors import ConfigError
@@ -11,7 +11,7 @@ from hf_edit.methods.anyedit.unke_config import UnKESettings
 from hf_edit.methods.joining.config import JoinSettings
 from hf_edit.methods.polish.config import PolishSettings
 from hf_edit.methods.support import SupportSettings
-from hf_edit.settings import setting
+from hf_edit.settings import Settings, setting
 from hf_edit.statistics.config import StatisticsConfig
 
 
@@ -22,6 +22,10 @@ OF_TARGETS = (
     *("learning_rate", "max_evaluations", "stop_loss", "clamp", "weight_decay"),
 )
 """Settings that a target depends on; the others say where it is put and what is made of it."""
+OF_BACKENDS = {"direct": "direct", "together": "direct", "join": "direct", "polish": "direct", "unke": "unke"}
+"""Settings of one backend: with another they would do nothing."""
+OF_PARTS = ("join", "polish")
+"""Settings that say something only where edits are optimised in parts."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class AnyEditConfig(SupportSettings):
                 f"A budget of columns does not go with backend = {self.backend}, whose update needs all of them.",
                 "Leave it out, use the backend memit or direct, or hf_edit.sparsify the pack.",
             )
-        self._check_nested()
+        self._check_backend()
         if self.backend == "unke" and self.experts:
             raise ConfigError(
                 "experts = True does not go with backend = unke, which trains the linear maps of a block.",
@@ -162,32 +166,35 @@ class AnyEditConfig(SupportSettings):
         if self.first_clamp > self.clamp:
             raise ConfigError(f"first_clamp = {self.first_clamp:g} is above clamp = {self.clamp:g}.", "Lower it.")
 
-    def _check_nested(self) -> None:
-        """Refuse settings of a backend that is not the one chosen: they would do nothing."""
-        for name, backend in (("direct", "direct"), ("join", "direct"), ("unke", "unke")):
-            given = getattr(self, name)
-            if self.backend != backend and given != type(given)():
+    def _check_backend(self) -> None:
+        """Refuse settings of a backend that is not the one chosen."""
+        for name, backend in OF_BACKENDS.items():
+            if self.backend != backend and self._is_given(name):
+                value = getattr(self, name)
+                nested = isinstance(value, Settings)
+                what = f"Settings that begin with {name} do" if nested else f"{name} = {value!r} does"
                 raise ConfigError(
-                    f"Settings that begin with {name} do not go with backend = {self.backend}.",
-                    f"Leave them out, or use backend = {backend}.",
+                    f"{what} not go with backend = {self.backend}.", f"Leave it out, or use backend = {backend}."
                 )
 
     def _check_direct(self) -> None:
         """Refuse settings that say how targets are found or solved for, where there are none."""
         used = {"backend", "format", "layers", "columns", "column_bytes", "experts"}
         used |= {"direct", "together", "join", "polish", "statistics", "seed"}
-        given = [f.name for f in fields(AnyEditConfig) if f.name not in used and getattr(self, f.name) != _default(f)]
+        given = [f.name for f in fields(AnyEditConfig) if f.name not in used and self._is_given(f.name)]
         if given:
             raise ConfigError(
                 f"{given[0]} = {getattr(self, given[0])!r} does not go with backend = direct, which has no targets.",
                 "Leave it out, use another backend, or see the settings that begin with direct.",
             )
-
-        if self.together is None and self.polish:
+        of_parts = [name for name in OF_PARTS if self._is_given(name)]
+        if self.together is None and of_parts:
             raise ConfigError(
-                "polish = True does not go with edits that are all optimised together.",
+                f"The setting {of_parts[0]} does not go with edits that are all optimised together.",
                 "Say with together how many are, or leave it out.",
             )
+        if self.layers is not None and self.direct.layers is not None:
+            raise ConfigError("There are layers, and others under direct.", "Give one of the two.")
         if self.together is not None and (self.is_sparse or self.direct.is_sparse):
             raise ConfigError(
                 f"A budget of columns does not go with together = {self.together}: each part would have columns of "
@@ -196,6 +203,12 @@ class AnyEditConfig(SupportSettings):
             )
         if self.is_sparse and self.direct.is_sparse:
             raise ConfigError("There is a budget of columns, and another one under direct.", "Give one.")
+
+    def _is_given(self, name: str) -> bool:
+        """Whether a setting has another value than AnyEdit's default."""
+        setting = AnyEditConfig.__dataclass_fields__[name]
+        default = setting.default if setting.default_factory is MISSING else setting.default_factory()
+        return bool(getattr(self, name) != default)
 
     def first_clamp_of(self, chunk: int, n_edits: int) -> float:
         """The clamp with which this chunk of an answer begins, in a pack of `n_edits`."""
@@ -213,10 +226,6 @@ class AnyEditConfig(SupportSettings):
         if prompt_weight is None:
             prompt_weight = 0.01 if n_edits == 1 else 1.0
         return {"text": 1.0, "prompt": prompt_weight, "answer": self.answer_weight}
-
-
-def _default(setting: Field[Any]) -> Any:
-    return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
 
 def _redefaulted(name: str, default: Any) -> Any:

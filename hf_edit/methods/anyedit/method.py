@@ -141,7 +141,7 @@ class AnyEdit:
             )
             if not config.polish:
                 right = told_right(joined.receipt, edits.ids)
-                warn_of_missed(right, "are not answered as asked once joined", "Set polish, or raise the rank.")
+                warn_of_missed(right, "are not answered as asked once joined", "Set polish, or raise join.rank.")
                 return joined
             start = joined.deltas
         return polished(model, prompts, edits, preserve, self._direct(), config.seed, checkpoints, progress, start)

@@ -1,4 +1,4 @@
-"""What an edit asks of the linears: keys, which enter them along its own text, and values, to be added there."""
+"""What an edit asks of the linears: values, to be added to their outputs along its own text."""
 
 from __future__ import annotations
 
@@ -16,17 +16,14 @@ from hf_edit.solvers.low_rank import LowRankDelta
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """Keys and values along one text. Its last token predicts nothing and is left out.
+    """Values along one text. Its last token predicts nothing and is left out.
 
     Args:
         text: prompt and answer.
-        keys: linear name -> (T - 1, d_in), with the values of the blocks below in place.
-        values: linear name -> (T - 1, d_out), in the factors' dtype; a linear that is not named is not to
-            change.
+        values: linear name -> (T - 1, d_out), on the model's device; a linear that is not named is not to change.
     """
 
     text: Text
-    keys: Mapping[str, Tensor]
     values: Mapping[str, Tensor]
 
     def effort(self) -> float:
@@ -39,9 +36,14 @@ class Asked:
 
 
 def tells_all(said: Mapping[str, KeyValues], linears: Iterable[str], length: int) -> bool:
-    """Whether what a source says of an edit has a value for each of these linears at each of `length` tokens."""
+    """Whether what a source says of an edit is all that it asks: a value at each of `length` tokens for some of these
+    linears, as a stack keeps it, whose other packs may change linears that this edit's own leaves alone."""
     every = torch.arange(length)
-    return set(said) == set(linears) and all(torch.equal(kv.positions.cpu(), every) for kv in said.values())
+    return (
+        bool(said)
+        and set(said) <= set(linears)
+        and all(torch.equal(kv.positions.cpu(), every) for kv in said.values())
+    )
 
 
 def asked_by_factors(
@@ -60,19 +62,14 @@ def asked_by_factors(
     entering = text.entering
     with model.updated(deltas):
         keys = _keys(model, text.ids, entering, linears, first)
-    values = {name: delta.outputs(keys[name].to(delta.A)) for name, delta in deltas.items()}
-    return Asked(text, keys, values)
+    return Asked(text, {name: delta.outputs(keys[name].to(delta.A)) for name, delta in deltas.items()})
 
 
-def asked_by_values(
-    model: EditableModel, text: Text, linears: Sequence[EditableLinear], first: int, values: Mapping[str, Tensor]
-) -> Asked:
-    """What a source says, with the keys found again by one forward of the base."""
-    values = {name: value.to(model.device) for name, value in values.items()}
-    entering = text.entering
-    with model.shifted({name: value[None] for name, value in values.items()}):
-        keys = _keys(model, text.ids, entering, linears, first)
-    return Asked(text, keys, values)
+def keys_of(model: EditableModel, asked: Asked, linears: Sequence[EditableLinear], first: int) -> dict[str, Tensor]:
+    """Linear name -> (T - 1, d_in), what enters it along the text with the values of the blocks below in place."""
+    entering = asked.text.entering
+    with model.shifted({name: value[None] for name, value in asked.values.items()}):
+        return _keys(model, asked.text.ids, entering, linears, first)
 
 
 def _keys(

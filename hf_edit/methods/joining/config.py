@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hf_edit.methods.rank import RANK_RULE
 from hf_edit.settings import setting
 from hf_edit.statistics.config import MomentWeights
 
@@ -27,7 +28,6 @@ class JoinSettings(MomentWeights):
     earlier_weight: float = setting(1.0, "Weight of the tokens of edits taught before.", at_least=0)
     rank: int | None = setting(
         None,
-        "Largest rank per linear; none: 32 for each edit up to 256 in all, then one for each 8 tokens of the answers, "
-        "4 for each edit at least.",
+        f"Largest rank per linear; none: {RANK_RULE}.",
         at_least=1,
     )

@@ -14,7 +14,7 @@ from hf_edit.batching import batched
 from hf_edit.methods.base import Preservation
 from hf_edit.methods.joining.asked import Asked
 from hf_edit.methods.joining.config import JoinSettings
-from hf_edit.methods.layers import default_rank
+from hf_edit.methods.rank import default_rank
 from hf_edit.methods.training.answering import alike_in_length, margins_of
 from hf_edit.methods.training.texts import Text, prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
@@ -52,11 +52,7 @@ class Join:
         preserve: Preservation,
         settings: JoinSettings,
     ) -> None:
-        self._moments = dict(
-            preserve.moments(linears).combined_each(
-                [linear.name for linear in linears], settings.moment_weights(), model.device
-            )
-        )
+        self._collected = preserve.moments(linears)
         self._model, self._settings = model, settings
         self._linears = {linear.name: linear for linear in linears}
         self._first = linears[0].layer
@@ -67,6 +63,7 @@ class Join:
         self._order: list[str] = []  # in which the model runs through the linears
         self._edits: list[_Wanted] = []
         self._held: dict[Text, _Wanted] = {}
+        self._alone: dict[_Wanted, bool] = {}
         self.hold_along(self.entering(preserve.earlier), settings.earlier_weight)
 
     def add(self, asked: Asked) -> None:
@@ -94,7 +91,6 @@ class Join:
         the weights and the lambda found by it.
         """
         fixed, best = self._settings.preservation, None
-        wanted: list[bool] | None = None  # edits that their own values alone bring their answer
         for preservation in PRESERVATIONS if fixed is None else (fixed,):
             weights: dict[_Wanted, Tensor] = {}
             for _ in range(self._settings.rounds):
@@ -103,7 +99,7 @@ class Join:
                     best = joined
                 if all(joined.right):
                     return joined
-                wanted = self._right_alone() if wanted is None else wanted
+                wanted = self.right_alone()
                 if all(ok for ok, one in zip(joined.right, wanted, strict=True) if one):
                     return joined
                 for edit, margins, one in zip(self._edits, joined.margins, wanted, strict=True):
@@ -127,25 +123,29 @@ class Join:
         streams = {one: one.text.entering for group in groups for one in group}  # (T, d), entering `block`
         block = self._first
         for linear in map(self._linears.__getitem__, self._order):
-            solve = JointSolve(linear.d_out, self._moments[linear.name], self._settings.ridge)
+            solve = JointSolve(linear.d_out, self._moment(linear), self._settings.ridge)
             work = partial(self._asked_of, linear, block, streams, weights, bool(deltas))
             with self._model.updated(deltas):
                 for group in groups:
-                    for asked in self._model.memory.in_parts("joining", group, work, _tokens):
+                    for *asked, reached in self._model.memory.in_parts("joining", group, work, _tokens):
                         solve.add(*asked)
+                        streams |= reached
             block = linear.layer
             delta, error = solve.solve(preservation, rank)
             if delta.rank:
                 deltas[linear.name], lost[linear.name] = delta.to(dtype), round(error, 6)
         ends = [replace(edit.text, states=streams[edit]) for edit in self._edits]  # from the last block on
-        return Joined(deltas, preservation, lost, self._margins(ends, block, deltas))
+        return Joined(deltas, preservation, lost, self.margins(ends, deltas, block))
 
-    def given(self, texts: Sequence[Text], deltas: Mapping[str, LowRankDelta]) -> list[bool]:
-        """Whether an update gives the answer of each text, token for token."""
-        return [bool((margins > 0).all()) for margins in self._margins(texts, self._first, deltas)]
+    def margins(
+        self, texts: Sequence[Text], deltas: Mapping[str, LowRankDelta], first: int | None = None
+    ) -> list[Tensor]:
+        """As `margins_of`, run in one order whatever theirs is.
 
-    def _margins(self, texts: Sequence[Text], first: int, deltas: Mapping[str, LowRankDelta]) -> list[Tensor]:
-        """As `margins_of`, of texts whose states enter the block `first`; run in one order whatever theirs is."""
+        Args:
+            first: the block that the texts' states enter; none: the first edited one.
+        """
+        first = self._first if first is None else first
         order = sorted(range(len(texts)), key=lambda i: texts[i].ids.tolist())
         found: dict[int, Tensor] = {}
         for part in batched(order, TOGETHER):
@@ -153,14 +153,21 @@ class Join:
             found |= zip(part, margins, strict=True)
         return [found[i] for i in range(len(texts))]
 
-    def _right_alone(self) -> list[bool]:
-        """Whether an edit's own values give its answer, token for token."""
-        found = []
+    def right_alone(self) -> list[bool]:
+        """Per edit, whether its own values alone give its answer, token for token."""
         for edit in self._edits:
-            with self._model.shifted({name: value[None] for name, value in edit.values.items()}):
-                (margins,) = margins_of(self._model, self._first, [edit.text], {})
-            found.append(bool((margins > 0).all()))
-        return found
+            if edit not in self._alone:
+                text = replace(edit.text, states=edit.text.entering)  # found before anything is in place
+                with self._model.shifted({name: value[None] for name, value in edit.values.items()}):
+                    (margins,) = margins_of(self._model, self._first, [text], {})
+                self._alone[edit] = bool((margins > 0).all())
+        return [self._alone[edit] for edit in self._edits]
+
+    def _moment(self, linear: EditableLinear) -> Tensor:
+        """(d_in, d_in): combined anew each time, as those of all linears would be most of what the solves hold."""
+        weights = self._settings.moment_weights()
+        ((_, C),) = self._collected.combined_each([linear.name], weights, self._model.device)
+        return C
 
     def _together(self) -> list[Sequence[_Wanted]]:
         """All texts, those of like length in one group: the same groups whatever order they came in."""
@@ -172,31 +179,33 @@ class Join:
         self,
         linear: EditableLinear,
         block: int,
-        streams: dict[_Wanted, Tensor],
+        streams: Mapping[_Wanted, Tensor],
         weights: Mapping[_Wanted, Tensor],
         moved: bool,
         part: Sequence[_Wanted],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The linear's keys (n, d_in) over some texts, what is missing there (n, d_out), and the weights (n,) of it.
+    ) -> tuple[Tensor, Tensor, Tensor, dict[_Wanted, Tensor]]:
+        """The linear's keys (n, d_in) over some texts, what is missing there (n, d_out), the weights (n,) of it, and
+        of each text what enters the linear's block (T - 1, d), if that is another one than `block`.
 
         Args:
-            block: where `streams` (T, d) enter; those of the texts are brought on to the linear's block.
+            block: where `streams` (T, d) enter.
             moved: an update is in place.
         """
         trace = self._run([one.text for one in part], [linear], block, [streams[one] for one in part])
         lengths = [_tokens(one) for one in part]
         there = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]  # (B, T)
-        keys, reached = (
+        keys, behind = (
             states[there.to(states.device)] for states in (trace.inputs[linear.name], self._behind(linear, trace))
         )
         missing = [
-            one.missing(linear.name, own, moved=moved) for one, own in zip(part, reached.split(lengths), strict=True)
+            one.missing(linear.name, own, moved=moved) for one, own in zip(part, behind.split(lengths), strict=True)
         ]
+        weighed = [one.weight * weights.get(one, torch.ones(_tokens(one))) for one in part]
+        reached: dict[_Wanted, Tensor] = {}
         if linear.layer > block:
             for one, stream in zip(part, trace.entering[linear.layer], strict=True):
-                streams[one] = stream[: _tokens(one)].clone()
-        weighed = [one.weight * weights.get(one, torch.ones(_tokens(one))) for one in part]
-        return keys, torch.cat(missing), torch.cat(weighed)
+                reached[one] = stream[: _tokens(one)].clone()
+        return keys.double(), torch.cat(missing).double(), torch.cat(weighed), reached
 
     @torch.no_grad()
     def _wanted(self, text: Text, values: Mapping[str, Tensor], weight: float) -> _Wanted:
@@ -224,6 +233,17 @@ class Join:
     def _behind(self, linear: EditableLinear, trace: Trace) -> Tensor:
         """(B, T, d_out): the stream behind the linear's block, or where that says less, the linear's own output."""
         return trace.leaving[linear.layer] if linear.name in self._in_stream else trace.outputs[linear.name]
+
+
+def still_said(margins: Tensor, base: Tensor) -> bool:
+    """Whether a text that the base says is said with an update in place.
+
+    Args:
+        margins: (A,), see `margins_of`.
+        base: (A,), the base's own. Where one is not above zero, the base, which wrote the text with other rounding,
+            stood between two tokens; there the update may leave it as little clear as it was.
+    """
+    return bool(((margins > 0) | ((base <= 0) & (margins > base - MARGIN))).all())
 
 
 def _emphasised(edit: _Wanted, weights: Tensor | None, margins: Tensor) -> Tensor:

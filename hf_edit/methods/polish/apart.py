@@ -1,9 +1,9 @@
 """Many edits, polished in parts, and one solve that joins them.
 
 Trained together, edits share every step and pay for each other's interference with size. Trained in parts, each needs
-few steps over its own texts; what its edits then ask of the model is known exactly, and one least-squares solve gives
-every one of them what it asked for (`hf_edit.solvers.joint`). The pack of many edits is therefore the stack of the
-packs of its parts.
+few steps over its own texts; what its edits then ask of the model is known exactly, and least squares, repeated where
+answers are lost, gives every one of them what it asked for (`hf_edit.methods.joining`). The pack of many edits is
+therefore the stack of the packs of its parts.
 """
 
 from __future__ import annotations
@@ -55,13 +55,14 @@ def polished_apart(
     earlier = [one.ids for one in preserve.earlier]
 
     encoded = [[prompts.encode(edit.prompt, edit.target) for edit in part] for part in parts]
+    every = EditSet(edit for part in parts for edit in part)
 
     def trained(place: int) -> dict[str, Tensor]:
         """The factors of one part, and how its training went."""
         part = parts[place]
         key = key_of(
             [edit.to_json() for edit in part],
-            [[one.ids, one.answer_start] for one in encoded[place]],
+            [[one.ids, one.answer_start] for one in [*encoded[place], *polishing.rewritten(EditSet(part), every)]],
             earlier,
             settings.to_json(),
             seed,
@@ -69,7 +70,7 @@ def polished_apart(
         )
         kept = checkpoints.load(key)
         if kept is None:
-            factors, ended = polishing.optimised(EditSet(part), checkpoints, Silent())
+            factors, ended = polishing.optimised(EditSet(part), checkpoints, Silent(), every)
             course = {"steps": torch.tensor(ended.steps), "scale": torch.tensor(ended.scale, dtype=torch.float64)}
             kept = _packed(factors.detached()) | course
             kept["losses"] = torch.tensor(ended.losses, dtype=torch.float64)
@@ -81,22 +82,21 @@ def polished_apart(
     progress.stage("edits", sum(map(len, processes.mine(parts))))
     found = processes.map(trained, range(len(parts)))
     join = Join(model, linears, preserve, joining)
-    every: list[Asked] = []
+    wanted: list[Asked] = []
     receipt: dict[str, dict[str, Any]] = {}
     for part, asked, kept in zip(parts, encoded, found, strict=True):
         deltas = {linear.name: _unpacked(kept, linear.name, model.device) for linear in linears}
         texts = prepared(model, asked, first)
         for edit, text, loss in zip(part, texts, kept["losses"].tolist(), strict=True):
-            every.append(asked_by_factors(model, text, linears, first, deltas))
-            join.add(every[-1])
+            wanted.append(asked_by_factors(model, text, linears, first, deltas))
+            join.add(wanted[-1])
             receipt[edit.id] = {"apart": round(loss, 6), "steps": int(kept["steps"]), "scale": float(kept["scale"])}
-    joined = join.solved().deltas
-    told = zip(
-        *(values.tolist() for values in answers(model, first, [one.text for one in every], joined)), strict=True
-    )
-    for figures, (loss, margin) in zip(receipt.values(), told, strict=True):
-        figures |= {"loss": round(loss, 6), "right": margin > 0}
-    return EditResult(joined, [one.source() for one in every], receipt)
+    joined = join.solved()
+    solve = {"preservation": joined.preservation, "lost_to_rank": max(joined.lost_to_rank.values(), default=0.0)}
+    losses, _ = answers(model, first, [one.text for one in wanted], joined.deltas)
+    for figures, loss, right in zip(receipt.values(), losses.tolist(), joined.right, strict=True):
+        figures |= {"loss": round(loss, 6), "right": right} | solve
+    return EditResult(joined.deltas, [one.source() for one in wanted], receipt)
 
 
 def _packed(deltas: Mapping[str, LowRankDelta]) -> dict[str, Tensor]:

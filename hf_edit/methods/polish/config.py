@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hf_edit.methods.rank import RANK_RULE
 from hf_edit.methods.support import SupportSettings
 from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.settings import setting
@@ -22,8 +23,7 @@ class PolishSettings(SupportSettings, MomentWeights):
     )
     rank: int | None = setting(
         None,
-        "Largest rank per block; none: 32 for each edit up to 256 in all, then one for each 8 tokens of the answers, "
-        "4 for each edit at least. On a budget of columns it is their number.",
+        f"Largest rank per block; none: {RANK_RULE}. On a budget of columns it is their number.",
         at_least=1,
     )
     wordings: int = setting(1, "Rewrites of each prompt that are trained beside it.", at_least=0)

@@ -22,8 +22,9 @@ from hf_edit.edits import EditSet, prompt_key
 from hf_edit.errors import ConfigError, HfEditWarning
 from hf_edit.methods.base import Checkpoints, EditResult, Preservation
 from hf_edit.methods.checkpoints import NoCheckpoints
-from hf_edit.methods.layers import default_rank, mlp_outputs
+from hf_edit.methods.layers import mlp_outputs
 from hf_edit.methods.polish.config import PolishConfig, PolishSettings
+from hf_edit.methods.rank import default_rank
 from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.methods.training.course import Course, Trained, Trainee
 from hf_edit.methods.training.factors import KeyBasisFactors
@@ -156,16 +157,40 @@ class Polishing:
             for C in [self._moment(linear)]
         }
 
-    def optimised(
-        self, edits: EditSet, checkpoints: Checkpoints, progress: Progress
-    ) -> tuple[KeyBasisFactors, Trained]:
-        """The update of these edits, and how its training ended."""
+    def rewritten(self, edits: EditSet, every: EditSet) -> list[Encoded]:
+        """The questions in other words that are trained beside these edits, of all that are taught."""
         settings = self._settings
-        trainees = _trainees(self._model, self._prompts, edits, settings, self._seed, self.first)
+        return rewritten(
+            self._prompts,
+            edits,
+            settings.wordings,
+            settings.wording_kinds,
+            settings.wording_tokens,
+            self._seed,
+            longest=self._model.max_length,
+            given=settings.train_paraphrases,
+            every=every,
+        )
+
+    def optimised(
+        self, edits: EditSet, checkpoints: Checkpoints, progress: Progress, every: EditSet | None = None
+    ) -> tuple[KeyBasisFactors, Trained]:
+        """The update of these edits, and how its training ended.
+
+        Args:
+            every: all edits that are taught, where these are a part of them.
+        """
+        settings, every = self._settings, every or edits
+        own = [self._prompts.encode(edit.prompt, edit.target) for edit in edits]
+        reworded = self.rewritten(edits, every)
+        trainees = [
+            Trainee(text, judged=place < len(own), weight=1.0 if place < len(own) else settings.wording_weight)
+            for place, text in enumerate(prepared(self._model, [*own, *reworded], self.first))
+        ]
         asked = strangers_of(self._preserve, edits, settings.strangers)
         rank = settings.rank or default_rank([len(one.text.labels) for one in trainees if one.judged])
         texts = [trainee.text for trainee in trainees]
-        pools = untaught([self._talks, [*asked, *self._preserve.earlier]], self._prompts, edits, texts)
+        pools = untaught([self._talks, [*asked, *self._preserve.earlier]], self._prompts, every, texts)
         held = Teacher(self._model, pools, self.first, self._heard)
         factors = self._factors(trainees, rank, asked, self._start)
         if self._start and not self._helps(factors, trainees, held):
@@ -328,28 +353,6 @@ def _on_columns(
     return A, dW @ L
 
 
-def _trainees(
-    model: EditableModel, prompts: PromptFormat, edits: EditSet, settings: PolishSettings, seed: int, first: int
-) -> list[Trainee]:
-    """Every edit, then its rewrites, of whose answers only the beginning is trained."""
-    own = [prompts.encode(edit.prompt, edit.target) for edit in edits]
-    reworded = rewritten(
-        prompts,
-        edits,
-        settings.wordings,
-        settings.wording_kinds,
-        settings.wording_tokens,
-        seed,
-        longest=model.max_length,
-        given=settings.train_paraphrases,
-    )
-    texts = prepared(model, [*own, *reworded], first)
-    return [
-        Trainee(text, judged=place < len(own), weight=1.0 if place < len(own) else settings.wording_weight)
-        for place, text in enumerate(texts)
-    ]
-
-
 def rewritten(
     prompts: PromptFormat,
     edits: EditSet,
@@ -360,6 +363,7 @@ def rewritten(
     *,
     longest: int | None,
     given: bool = False,
+    every: EditSet | None = None,
 ) -> list[Encoded]:
     """The edits' questions in other words, `count` for each, with the first `tokens` of the answer.
 
@@ -370,20 +374,21 @@ def rewritten(
     Args:
         kinds: of rewrites; those of a chat only in the format chat.
         given: the paraphrases that come with an edit, too.
+        every: all edits that are taught, where these are a part of them.
     """
     found: list[Encoded] = []
     kinds = [kind for kind in kinds if prompts.name == "chat" or kind not in CHAT_KINDS]
-    asked = [(edit, edit.paraphrases if given else ()) for edit in edits]
-    candidates = [
-        rewrites(
+    candidates = {}
+    for edit in every or edits:
+        known = edit.paraphrases if given else ()
+        candidates[edit.id] = rewrites(
             edit.prompt, count + len(known) + SPARE_WORDINGS, seed, kinds, subject=edit.subject, paraphrases=known
         )
-        for edit, known in asked
-    ]
-    times = Counter(prompt_key(edit.prompt) for edit in edits)
-    times.update(prompt_key(prompt) for some in candidates for prompt in some)
-    for (edit, known), some in zip(asked, candidates, strict=True):
-        clear = [prompt for prompt in some if times[prompt_key(prompt)] == 1]
+    times = Counter(prompt_key(edit.prompt) for edit in every or edits)
+    times.update(prompt_key(prompt) for some in candidates.values() for prompt in some)
+    for edit in edits:
+        known = edit.paraphrases if given else ()
+        clear = [prompt for prompt in candidates[edit.id] if times[prompt_key(prompt)] == 1]
         for prompt in clear[: count + len(known)]:
             try:
                 encoded = prompts.encode(prompt, edit.target)

@@ -272,11 +272,18 @@ def test_a_budget_of_columns(backend: str, tmp_path: Path) -> None:
         ({"backend": "alphaedit", "columns": 4}, "does not go with backend = alphaedit"),
         ({"backend": "unke", "column_bytes": 4000}, "does not go with backend = unke"),
         ({"backend": "direct", "columns": 4, "together": 1}, "does not go with together = 1"),
-        ({"backend": "direct", "polish": True}, "does not go with edits that are all optimised together"),
+        (
+            {"backend": "direct", "polish": True},
+            "setting polish does not go with edits that are all optimised together",
+        ),
         ({"backend": "direct", "columns": 4, "direct": {"columns": 5}}, "another one under direct"),
-        ({"backend": "memit", "direct": {"columns": 5}}, "do not go with backend = memit"),
+        ({"backend": "memit", "direct": {"columns": 5}}, "direct do not go with backend = memit"),
+        ({"backend": "memit", "together": 4}, "together = 4 does not go with backend = memit"),
+        ({"backend": "unke", "polish": True}, "polish = True does not go with backend = unke"),
+        ({"backend": "direct", "join": {"rank": 4}}, "setting join does not go with edits that are all optimised"),
+        ({"backend": "direct", "layers": [1], "direct": {"layers": [2]}}, "layers, and others under direct"),
     ],
 )
-def test_budgets_that_make_no_sense(values: dict[str, object], said: str) -> None:
+def test_settings_that_make_no_sense_together(values: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         AnyEditConfig.from_mapping(values)

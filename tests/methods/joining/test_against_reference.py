@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_edit.methods.joining.asked import asked_by_values
+from hf_edit.methods.joining.asked import Asked
 from hf_edit.methods.joining.config import JoinSettings
 from hf_edit.methods.joining.update import Join
 from hf_edit.methods.training.texts import prepared
@@ -131,7 +131,7 @@ def check(model, linears: Sequence[EditableLinear], order: Sequence[str], in_str
     join = Join(view, linears, Fixed(SecondMoments({"text": C}, {"text": 100}, "drawn"), earlier=[EARLIER]), settings)
     first = linears[0].layer
     for text, wanted in zip(prepared(view, TAUGHT, first), values, strict=True):
-        join.add(asked_by_values(view, text, linears, first, wanted))
+        join.add(Asked(text, wanted))
     joined = join.solved()
     expected = reference(model, linears, order, C, values, in_stream)
     assert set(joined.deltas) == set(expected)

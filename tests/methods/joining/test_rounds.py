@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_edit.methods.joining.asked import asked_by_values
+from hf_edit.methods.joining.asked import Asked
 from hf_edit.methods.joining.config import JoinSettings
-from hf_edit.methods.joining.update import PRESERVATIONS, Join, Joined
+from hf_edit.methods.joining.update import PRESERVATIONS, Join, Joined, still_said
 from hf_edit.methods.training.texts import prepared
 from hf_edit.models.editable import EditableModel
 from hf_edit.prompting import Encoded
@@ -33,7 +33,7 @@ def join_of(settings: JoinSettings, told: Told, alone: Sequence[bool], monkeypat
     join = Join(view, [linear], Fixed(moments), settings)
     for text in prepared(view, TEXTS, linear.layer):
         values = {linear.name: torch.ones(len(text.ids) - 1, linear.d_out, dtype=torch.float64)}
-        join.add(asked_by_values(view, text, [linear], linear.layer, values))
+        join.add(Asked(text, values))
     asked: list[tuple[float, list[list[float]]]] = []
     rounds: dict[float, int] = {}
 
@@ -44,7 +44,7 @@ def join_of(settings: JoinSettings, told: Told, alone: Sequence[bool], monkeypat
         return Joined({}, preservation, {}, margins)
 
     monkeypatch.setattr(Join, "_solved", solved)
-    monkeypatch.setattr(Join, "_right_alone", lambda self: list(alone))
+    monkeypatch.setattr(Join, "right_alone", lambda self: list(alone))
     return join, asked
 
 
@@ -97,3 +97,16 @@ def test_a_given_lambda_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None
         JoinSettings(preservation=7.0, rounds=3), lambda *_: [[-1.0] * 3, [1.0]], [True, True], monkeypatch
     )
     assert join.solved().preservation == 7.0 and [preservation for preservation, _ in asked] == [7.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("now", "base", "said"),
+    [
+        ([0.1, 2.0], [3.0, 2.0], True),
+        ([0.0, 2.0], [3.0, 2.0], False),  # what the base says clearly is to stay the likeliest
+        ([-0.1, 2.0], [0.0, 2.0], True),  # what it wrote with other rounding may stay as little clear
+        ([-0.6, 2.0], [0.0, 2.0], False),
+    ],
+)
+def test_a_text_is_said_as_clearly_as_the_base_says_it(now: list[float], base: list[float], said: bool) -> None:
+    assert still_said(torch.tensor(now), torch.tensor(base)) == said

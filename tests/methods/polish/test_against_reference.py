@@ -13,7 +13,8 @@ from torch import Tensor
 from hf_edit.edits import Edit, EditSet
 from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.polish.config import PolishConfig
-from hf_edit.methods.polish.method import Polish, Polishing, default_rank, polished_linears
+from hf_edit.methods.polish.method import Polish, Polishing, polished_linears
+from hf_edit.methods.rank import default_rank
 from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel

@@ -12,7 +12,8 @@ from hf_edit.errors import ConfigError
 from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.polish import method as module
 from hf_edit.methods.polish.config import PolishConfig, PolishSettings
-from hf_edit.methods.polish.method import Polish, default_rank, polished_linears, rewritten
+from hf_edit.methods.polish.method import Polish, polished_linears, rewritten
+from hf_edit.methods.rank import default_rank
 from hf_edit.methods.training import teacher
 from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.methods.training.course import Course, Trained, Trainee
@@ -310,3 +311,11 @@ def test_many_edits_ask_for_fewer_strangers_each(
     monkeypatch.setattr(teacher, "MOST_STRANGERS", 30)
     compute(EditSet([Edit(f"Who is number {i}?", "Nobody.") for i in range(edits)]), wordings=0)
     assert asked == [each] and len(trained_on) == edits
+
+
+def test_a_rewrite_that_an_edit_of_another_part_shares_is_trained_for_neither() -> None:
+    both = EditSet([Edit("When was Ada Lovelace born?", "1815."), Edit("Where was Ada Lovelace born?", "London.")])
+    kinds = ["content"]
+    assert len(rewritten(CHAT, both[:1], 1, kinds, 4, 0, longest=None)) == 1
+    for part in (both[:1], both[1:], both):
+        assert not rewritten(CHAT, part, 1, kinds, 4, 0, longest=None, every=both)

@@ -104,7 +104,7 @@ def test_from_edits_to_a_pack(name: str, tmp_path: Path) -> None:
 
 def test_direct_is_polish_together_or_for_one_and_layers_are_named_once() -> None:
     polish = PolishConfig(**{**POLISH, "strangers": 2}, statistics=STATISTICS)
-    together = replace(CONFIGS["anyedit"], together=None)
+    together = replace(CONFIGS["anyedit"], together=None, join=JoinSettings())
     assert same_deltas(edited(together), edited(polish)) and edited(together).source is None
     assert same_deltas(edited(CONFIGS["anyedit"], EDITS[:1]), edited(polish, EDITS[:1]))
     direct = AnyEditConfig(backend="direct", layers=(1,), direct=PolishSettings(**POLISH), statistics=STATISTICS)
