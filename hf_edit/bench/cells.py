@@ -18,19 +18,21 @@ from hf_edit.batching import batched
 from hf_edit.bench.baselines import BASELINES
 from hf_edit.bench.config import BenchConfig, Data, Method
 from hf_edit.bench.costs import Clock, hardware, pack_facts, watched
+from hf_edit.bench.named import contents
 from hf_edit.bench.pooling import pooled
 from hf_edit.bench.questions import Questions
 from hf_edit.edits import EditSet
-from hf_edit.errors import ConfigError, HfEditWarning
+from hf_edit.errors import ConfigError, HfEditWarning, PackError
 from hf_edit.evaluation.config import EvaluateConfig
 from hf_edit.evaluation.evaluators import EVALUATORS, chosen
 from hf_edit.evaluation.recall import Recall
 from hf_edit.evaluation.run import evaluate
 from hf_edit.evaluation.subject import Task
 from hf_edit.files import strict_json
-from hf_edit.files.atomic import replacing
+from hf_edit.files.atomic import check_replaceable, replacing
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.fingerprint import running_fingerprint
+from hf_edit.packs.contents import MANIFEST, is_pack_file
 from hf_edit.packs.evaluation import Evaluation
 from hf_edit.packs.pack import EditPack
 from hf_edit.progress import Progress, Silent
@@ -78,6 +80,10 @@ def cells_of(config: BenchConfig, sizes: Mapping[str, int]) -> list[Cell]:
     return cells
 
 
+class Stopped(ConfigError):
+    """What goes wrong in a cell and would in all others too: it ends the bench, which can be resumed."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """What all cells share.
@@ -103,6 +109,7 @@ class Bench:
 
         Raises:
             ConfigError: the folder holds cells of another bench, or an evaluator has nothing to ask.
+            PackError: a pack that is to be kept has no place.
             InvalidEditError: an edit is longer than the model's context.
         """
         view = EditableModel.of(self.model)
@@ -112,7 +119,11 @@ class Bench:
             task.prompts.check(edits, view.max_length)
             chosen(settings.evaluators, task, edited=True)
         for cell in cells:
-            self._read(self._path(cell), self._key(cell))
+            key = self._key(cell)
+            for path in (self._path(cell), *sorted(self._unfinished(cell).glob("*.json"))):
+                self._read(path, key)
+            for number in range(self._count(cell) if self.keep_packs else 0):
+                check_replaceable(self._pack(cell, number), MANIFEST, is_pack_file)
         unkept = [cell.name for cell in cells if self.keep_packs and self._is_unkept(cell)]
         if unkept:
             warnings.warn(
@@ -126,6 +137,7 @@ class Bench:
         """The cell's record, computed or, where an earlier run has finished it, read.
 
         Raises:
+            Stopped: the folder cannot be written, or holds cells of another bench.
             HfEditError: the method cannot teach these edits.
         """
         path, key = self._path(cell), self._key(cell)
@@ -141,9 +153,7 @@ class Bench:
                 "evaluation": evaluation.to_json(),
                 "packs": [part["pack"] for part in parts if part["pack"] is not None],
                 "seconds": [part["seconds"] for part in parts],
-                "peak_memory": {
-                    place: max(part["peak_memory"][place] for part in parts) for place in parts[0]["peak_memory"]
-                },
+                "peak_memory": _peaks([part["peak_memory"] for part in parts]),
                 "hardware": {**hardware(), "processes": self.processes},
             }
             record = kept(path, record)
@@ -176,13 +186,19 @@ class Bench:
             seconds = clock.stop()
         found = self._evaluated(cell, pack, edits, evaluation, questions, progress)
         if pack is not None and self.keep_packs:
-            pack.with_evaluation(found).save_pretrained(self._pack(cell, number))
+            self._save(pack.with_evaluation(found), self._pack(cell, number))
         return {
             "evaluation": found.to_json(),
             "pack": None if pack is None else pack_facts(pack, view),
             "seconds": {} if pack is None or resumed else seconds,  # a resumed run's are those of the rest
             "peak_memory": peak.found,
         }
+
+    def _save(self, pack: EditPack, folder: Path) -> None:
+        try:
+            pack.save_pretrained(folder)
+        except PackError as error:
+            raise Stopped(error.message, error.remedy) from error
 
     def _computed(self, cell: Cell, edits: EditSet, number: int, progress: Progress) -> EditPack:
         config = cell.method.config(cell.data.format, cell.seed)
@@ -255,16 +271,19 @@ class Bench:
 
     def _key(self, cell: Cell) -> str:
         """Digest of all that a cell's figures depend on but the libraries, which it names itself."""
-        evaluation = self._evaluation(cell)
+        evaluation, method = self._evaluation(cell).to_json(), cell.method.to_json()
+        prompts = {PromptFormat.of(name, self.tokenizer).fingerprint() for name in (cell.data.format, None)}
         parts = {
             "hf_edit": __version__,
             "format_version": FORMAT_VERSION,
-            "method": cell.method.to_json(),
+            "method": method,
             "together": cell.together,
             "seed": cell.seed,
             "data": self.questions[cell.data.name].digest,
             "format": cell.data.format,
-            "evaluate": evaluation.to_json(),
+            "prompts": sorted(prompts),
+            "evaluate": evaluation,
+            "contents": dict(contents({"method": method["settings"], "evaluate": evaluation})),
             "base": running_fingerprint(self.model),
         }
         return sha256(strict_json.dumps(parts)).hexdigest()
@@ -274,7 +293,7 @@ class Bench:
             return None
         record = strict_json.loads(path.read_bytes(), str(path))
         if record.get("key") != key:
-            raise ConfigError(
+            raise Stopped(
                 f"{path} was measured with other settings, data, base or version.",
                 "Give the bench another folder, or delete that cell to have it measured again.",
             )
@@ -284,6 +303,11 @@ class Bench:
 def cell_file(folder: Path, name: str) -> Path:
     """Where a cell is kept in the folder of a bench."""
     return folder / "cells" / f"{name}.json"
+
+
+def _peaks(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """The most in each place: a part that an earlier run computed may have been on another device."""
+    return {place: max(part.get(place, 0) for part in parts) for place in sorted({p for part in parts for p in part})}
 
 
 def _numbered(pack: int) -> str:
@@ -318,14 +342,14 @@ def kept(path: Path, value: Mapping[str, Any]) -> dict[str, Any]:
     """Write JSON as a whole or not at all, and return what reading it gives: a resumed run sees nothing else.
 
     Raises:
-        ConfigError: it cannot be written.
+        Stopped: it cannot be written.
     """
     data = strict_json.dumps(value)
     try:
         with replacing(path) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
-        raise ConfigError(
+        raise Stopped(
             f"{path} cannot be written: {error.strerror}.", "Choose a folder with free space that you may write to."
         ) from error
     return strict_json.loads(data, str(path))

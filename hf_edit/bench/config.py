@@ -42,6 +42,8 @@ class Method:
         _check_name(self.label, "label of a method")
         if self.is_baseline and self.settings:
             raise ConfigError(f"The baseline {self.method!r} has no settings.", "Leave them out.")
+        if "seed" in self.settings:
+            raise ConfigError(f"The method {self.label!r} has a seed of its own.", "Name it among the bench's seeds.")
         if not self.is_baseline:
             self.config(None, 0)
 
@@ -134,6 +136,9 @@ class BenchConfig:
             check_once(what, names)
         if not all(type(seed) is int and seed >= 0 for seed in self.seeds):
             raise ConfigError(f"The seeds are {list(self.seeds)}.", "Use whole numbers from 0 on.")
+        for name, place in (("seed", "seeds"), ("format", "the format of each data set")):
+            if name in self.evaluate:
+                raise ConfigError(f"The bench's evaluate has a {name} of its own.", f"Use {place} instead.")
         for data in self.data:
             self.evaluation(data, 0)
 

@@ -11,12 +11,12 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_edit._version import __version__
-from hf_edit.bench.cells import FORMAT_VERSION, Bench, Cell, cells_of, kept
+from hf_edit.bench.cells import FORMAT_VERSION, Bench, Cell, Stopped, cells_of, kept
 from hf_edit.bench.config import BenchConfig
 from hf_edit.bench.questions import read_questions, running_text
 from hf_edit.bench.results import RESULT, joined
 from hf_edit.bench.summary import summary
-from hf_edit.errors import HfEditError
+from hf_edit.errors import HfEditError, HubError
 from hf_edit.evaluation.recall import Recall
 from hf_edit.hub.client import repo_of
 from hf_edit.models.editable import EditableModel
@@ -82,8 +82,10 @@ def run_bench(
         try:
             with alone():
                 return summary(cell, bench.measured(cell, listener))
+        except (Stopped, HubError):
+            raise
         except HfEditError as error:
-            return {"name": cell.name, "data": cell.data.name, "method": cell.method.label, "refused": error.message}
+            return {"name": cell.name, "data": cell.data.name, "method": cell.method.label, "refused": str(error)}
 
     def written() -> dict[str, Any]:
         shutil.rmtree(said, ignore_errors=True)

@@ -103,6 +103,9 @@ def stack(
             "A sum cannot leave edits out, and the packs answer some questions differently.",
             "Use mode solve, or revert the edits in their packs.",
         )
+    digests = [pack.manifest.identity() for pack in given]
+    if mode == "add" and len(set(digests)) < len(digests):
+        raise ComposeError("The same pack is given twice, and a sum would change the model twice.", "Name each once.")
     stacking = _Combination(model, tokenizer, given, config or CombineConfig(), progress or Silent())
     return stacking.sum() if mode == "add" else stacking.solved(gone)
 

@@ -25,6 +25,7 @@ _AS_INTEGER = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.fl
 _WEIGHT_DTYPES = {*DIGEST_DTYPES.values(), torch.float64}
 _CHUNK = 1 << 22  # elements cast at a time, so that a digest needs no second copy of a large weight
 _SAMPLE = 4096
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 def tensor_digests(tensor: Tensor) -> dict[str, str]:
@@ -82,7 +83,10 @@ def model_fingerprint(model: nn.Module) -> str:
         _check_readable(parameter)
         values = parameter.detach().reshape(-1)
         stride = max(1, -(-values.numel() // _SAMPLE))
-        while gcd(stride, *parameter.shape[-1:]) > 1:  # else it meets the same few columns in every row
+        columns = parameter.shape[-1] if parameter.ndim else 1
+        if stride >= columns > _SAMPLE:  # more columns than samples: each a golden section of a row further
+            stride += (round(_GOLDEN * columns) - stride) % columns
+        while gcd(stride, columns) > 1:  # else it meets the same few columns in every row
             stride += 1
         sha.update(_digest(values[::stride], torch.float32).encode())
     return sha.hexdigest()

@@ -67,6 +67,9 @@ def test_more_edits_together_than_there_are_is_all_of_them_once() -> None:
         ({"data": [{"file": "a.json", "shape": 1}]}, "no setting 'shape'"),
         ({"seeds": [-1]}, "seeds are"),
         ({"evaluate": {"batch": 0}}, "batch = 0"),
+        ({"evaluate": {"seed": 1}}, "evaluate has a seed of its own"),
+        ({"evaluate": {"format": "qa"}}, "evaluate has a format of its own"),
+        ({"methods": [{"method": "memit", "settings": {"seed": 5}}]}, "'memit' has a seed of its own"),
         ({"size": 3}, "no setting 'size'"),
     ],
 )

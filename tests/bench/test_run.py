@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from hf_edit.bench import cells
 from hf_edit.bench.config import BenchConfig
 from hf_edit.bench.run import run_bench
-from hf_edit.errors import ConfigError, HfEditWarning
+from hf_edit.errors import ConfigError, HfEditWarning, PackError
 from hf_edit.evaluation import subject
 from hf_edit.evaluation.recall import Recall
 from hf_edit.packs.evaluation import Evaluation
@@ -290,6 +291,78 @@ def test_a_cell_that_cannot_be_summed_up_is_not_kept(
         (refused,) = run(data, tmp_path, config=part("edits", "none"))["refused"]
     assert "a metric stands twice" in refused["refused"]
     assert [cell["name"] for cell in run(data, tmp_path, config=part("edits", "none"))["cells"]] == ["edits--none"]
+
+
+def killed_after_one_pack(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A bench of two packs that ended behind the first; its settings."""
+    config = part("edits", CONFIG["methods"][2], together=[2])
+    with monkeypatch.context() as patch:
+        kept = cells.kept
+
+        def killing(path: Path, value: dict[str, Any]) -> dict[str, Any]:
+            if path.name == "0001.json":
+                raise KeyboardInterrupt
+            return kept(path, value)
+
+        patch.setattr(cells, "kept", killing)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, out, config=config)
+    return config
+
+
+def test_a_begun_cell_of_other_settings_is_told_before_anything_is_measured(
+    data: Path, tmp_path: Path, isolated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = killed_after_one_pack(data, tmp_path, monkeypatch)
+    other = {**config, "evaluate": {**config["evaluate"], "probe_tokens": 5}}
+    with pytest.raises(ConfigError, match=r"0000\.json was measured with other settings"):
+        run(data, tmp_path, config=other)
+    assert not run(data, tmp_path, config=config)["refused"]
+
+
+def test_a_bench_begun_on_another_device_goes_on(
+    data: Path, tmp_path: Path, isolated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = killed_after_one_pack(data, tmp_path, monkeypatch)
+    path = tmp_path / "cells" / ".edits--finetune--by-2--seed-0.unfinished" / "0000.json"
+    begun = read(path)
+    begun["peak_memory"]["cuda"] = 10**12
+    path.write_text(json.dumps(begun), encoding="utf-8")
+    (cell,) = run(data, tmp_path, config=config)["cells"]
+    kept = read(tmp_path / "cells" / f"{cell['name']}.json")
+    assert kept["peak_memory"]["cuda"] == 10**12 and len(kept["peak_memory"]) == 2
+
+
+def test_what_the_disk_refuses_ends_the_bench(
+    data: Path, tmp_path: Path, isolated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cells, "replacing", full)
+    with pytest.raises(ConfigError, match="cannot be written: No space left"):
+        run(data, tmp_path, config=part("edits", "none"))
+
+
+def test_a_pack_without_a_place_is_told_before_anything_is_measured(
+    data: Path, tmp_path: Path, isolated: None
+) -> None:
+    foreign = tmp_path / "packs" / "edits--finetune--by-4--seed-0" / "diary.txt"
+    foreign.parent.mkdir(parents=True)
+    foreign.touch()
+    config = part("edits", "none", CONFIG["methods"][2], together=[4])
+    with pytest.raises(PackError, match=r"holds what does not belong there: diary\.txt"):
+        run(data, tmp_path, keep_packs=True, config=config)
+    assert not (tmp_path / "cells").exists()
+
+
+def test_another_chat_template_is_another_bench(data: Path, tmp_path: Path, isolated: None) -> None:
+    config = BenchConfig.from_mapping(part("edits", "none", format="chat"))
+    tokenizer = tiny_tokenizer()
+    run_bench(tiny_model(), tokenizer, config, tmp_path, data_folder=data)
+    tokenizer.chat_template = tokenizer.chat_template.replace("{%", " {%", 1)
+    with pytest.raises(ConfigError, match=r"edits--none\.json was measured with other settings"):
+        run_bench(tiny_model(), tokenizer, config, tmp_path, data_folder=data)
 
 
 def run_shared(data: Path, out: Path) -> None:

@@ -246,6 +246,13 @@ def test_an_edit_that_training_did_not_teach_is_not_lost(
     assert held[2::2] == ([10, 1, 0.1, 0] if worked else [10, 100, 1000])
 
 
+def test_a_pack_is_added_once(model) -> None:
+    pack = pack_of(model, 0)
+    with pytest.raises(ComposeError, match="same pack is given twice"):
+        stacked(model, pack, pack, mode="add")
+    assert difference(stacked(model, pack, pack), stacked(model, pack)) <= 1e-4
+
+
 def test_the_parents_are_named(model) -> None:
     a, b = pack_of(model, 0), pack_of(model, 1)
     both = stacked(model, a, b)

@@ -282,6 +282,16 @@ def test_a_change_of_everything_drifts(cached: None, monkeypatch: pytest.MonkeyP
     assert not report.clean and "unrelated prompts" in report.findings[0]
 
 
+def test_a_pack_that_leaves_no_numbers_is_found(cached: None) -> None:
+    listed = some_edits(2, 4)
+    name = EditableModel.of(wide_model()).linears[LAYER].name
+    huge = {name: LowRankDelta(torch.full((32, 1), 3e25), torch.full((1, WIDTH), 3e25))}
+    report = hf_edit.audit(wide_model(), tiny_tokenizer(), packed(huge, listed))
+    assert all(one.flagged and one.kl == float("inf") for one in report.drift)
+    assert "unrelated prompts" in report.findings[0]
+    assert "NaN" not in json.dumps(report.to_json()) and "Infinity" not in json.dumps(report.to_json())
+
+
 def report_of(losses: Sequence[float], findings: Sequence[str] = (), limits: Sequence[str] = ()) -> AuditReport:
     edits = [Reasked(str(i), "Who?", "Me.", "Me. And you." * (i > 0), i == 0, loss) for i, loss in enumerate(losses)]
     return AuditReport(edits, [], {}, findings, limits)

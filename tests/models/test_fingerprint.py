@@ -105,6 +105,18 @@ def test_a_change_of_any_column_of_a_wide_weight_is_seen() -> None:
     assert model_fingerprint(model) != before
 
 
+@pytest.mark.parametrize("first", [0, 5000, 14300])
+def test_a_change_of_a_few_columns_of_a_large_weight_is_seen(first: int) -> None:
+    with torch.device("meta"):
+        model = torch.nn.Sequential(torch.nn.Linear(14336, 4096, bias=False, dtype=torch.bfloat16))
+    model = model.to_empty(device="cpu")
+    torch.nn.init.zeros_(model[0].weight)
+    before = model_fingerprint(model)
+    with torch.no_grad():
+        model[0].weight[:, first : first + 36] += 1
+    assert model_fingerprint(model) != before
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_trained_copies_of_whole_modules_run_too() -> None:
     model = get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))

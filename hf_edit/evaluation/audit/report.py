@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import log
+from math import isfinite, log
 from typing import Any, Literal, TypeAlias
 
 from hf_edit.edits import Prompt
@@ -44,7 +44,8 @@ class Drifted:
     """An unrelated prompt.
 
     Args:
-        kl: mean KL(base || edited) per token of the base's answer, nats.
+        kl: mean KL(base || edited) per token of the base's answer, nats; infinite where the edited model computes no
+            numbers.
         near: it resembles a listed question, and may honestly drift.
     """
 
@@ -93,7 +94,11 @@ class AuditReport:
         return sum(edit.holds for edit in self.edits)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Plain values; None for figures that are no numbers."""
+        document: dict[str, Any] = _finite(self._document())
+        return document
+
+    def _document(self) -> dict[str, Any]:
         return {
             "verdict": self.verdict,
             "clean": self.clean,
@@ -108,3 +113,11 @@ class AuditReport:
                 for name, found in self.modules.items()
             },
         }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

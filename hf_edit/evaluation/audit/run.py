@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from math import inf, isfinite
 from statistics import median
 
 import torch
@@ -121,12 +122,13 @@ def _drifted(
     with in_place(view, pack):
         after = [log_probs(view.model, text) for text in base.texts]
     kls = [float((b.exp() * (b - a)).sum(-1).mean()) for b, a in zip(base.log_probs, after, strict=True)]
+    kls = [kl if isfinite(kl) else inf for kl in kls]  # the model computes no numbers any more
     progress.step()
     lowest, highest = DRIFT_LIMITS
     limit = max(lowest, min(DRIFT_FACTOR * median(kls), highest))
     listed = [_words(question_of(edit.prompt)) for edit in pack.edits]
     return [
-        Drifted(question, kl, near, kl > limit and not near)
+        Drifted(question, kl, near, kl == inf or (kl > limit and not near))
         for question, kl in zip(map(str, base.questions), kls, strict=True)
         for near in [_is_near(_words(question), listed)]
     ]
