@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 
+CHUNK = 1 << 22
 PATHS = ("hypernet", "text", "bertscore_model", "sentence_model")
 
 
@@ -29,5 +30,6 @@ def _digest(path: Path) -> str:
     for one in files:
         sha.update(f"{one.relative_to(path)}\0".encode())
         with one.open("rb") as stream:
-            sha.update(file_digest(stream, "sha256").digest())
+            while chunk := stream.read(CHUNK):
+                sha.update(chunk)
     return sha.hexdigest()
