@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Edit a big base on rented hardware of the Hub, and publish the pack.
 #
-#   MODEL=OWNER/BASE EDITS=OWNER/EDITS REPO=OWNER/PACK bash examples/jobs/hf_jobs.sh
-#   DRY_RUN=1 MODEL=OWNER/BASE EDITS=OWNER/EDITS REPO=OWNER/PACK bash examples/jobs/hf_jobs.sh    # prints the command
+#   MODEL=OWNER/BASE EDITS=OWNER/EDITS REPO=OWNER/PACK PACKAGE=git+https://... bash examples/jobs/hf_jobs.sh
+#   DRY_RUN=1 ...    # the same in front of it prints the command
 #
 # Needs `hf auth login` and a plan that includes Jobs. EDITS is a dataset repository with a file edits.jsonl.
 set -euo pipefail
@@ -10,10 +10,10 @@ set -euo pipefail
 : "${MODEL:?the base: a Hub id}"
 : "${EDITS:?a dataset repository that holds edits.jsonl}"
 : "${REPO:?where the pack goes: owner/name}"
+: "${PACKAGE:?what pip installs there: the address of the project, or its name once it is released}"
 FLAVOR=${FLAVOR:-a100-large}
 IMAGE=${IMAGE:-pytorch/pytorch:2.6.0-cuda12.4-cudnn9-runtime}
 TIMEOUT=${TIMEOUT:-2h}
-PACKAGE=${PACKAGE:-hf-edit}
 
 # what runs there; the values come in as its arguments
 inside='set -euo pipefail
