@@ -221,7 +221,12 @@ def test_the_notebook_is_a_notebook() -> None:
 
 JOBS = {
     "slurm.sh": {"MODEL": "org/base", "EDITS": "zsre.json", "FACTS": "my facts.jsonl", "SLURM_GPUS_ON_NODE": "2"},
-    "hf_jobs.sh": {"MODEL": "org/base", "EDITS": "me/edits", "REPO": "me/pack", "PACKAGE": "git+https://example.org/it"},
+    "hf_jobs.sh": {
+        "MODEL": "org/base",
+        "EDITS": "me/edits",
+        "REPO": "me/pack",
+        "PACKAGE": "git+https://example.org/it",
+    },
 }
 PRINTED = {
     "slurm.sh": [
