@@ -69,11 +69,14 @@ def _together(name: str, evaluations: Sequence[Evaluation], seed: int, shared: C
     if any(not look.values for metric in parts for look in (metric.before, metric.after) if look is not None):
         return None
     if _of(name) in shared:
-        return replace(parts[0], after=_of_packs([metric.after for metric in parts], parts[0].statistic, seed))
+        looks = ([metric.before for metric in parts], [metric.after for metric in parts])
+        before, after = (_of_packs(some, parts[0].statistic, seed) for some in looks)
+        return replace(parts[0], before=before, after=after)
     return pooled_metric(parts, seed)
 
 
 def _of_packs(figures: Sequence[Figure | None], statistic: str, seed: int) -> Figure | None:
+    """With the packs as records. Before them all were asked alike, of which there is no interval."""
     return figure([fmean(one.values) for one in figures if one is not None], statistic, seed)
 
 

@@ -56,6 +56,7 @@ class Questions:
             sorted(hops.items()),
             [prompt_key(prompt) for prompt in material.strangers],
             material.text,
+            material.layout,
             sorted(self.facts.items()),
         )
         return sha256(repr(parts).encode()).hexdigest()
@@ -78,7 +79,7 @@ def read_questions(data: Data, text: str | None, folder: Path | None) -> Questio
         raise ConfigError(
             f"No record of {data.records!r} is among the {len(everything)} of {data.name}.", "Choose others."
         )
-    material = replace(Material.of(cases), strangers=_strangers(data, cases, folder), text=text)
+    material = replace(Material.of(cases, data.layout), strangers=_strangers(data, cases, folder), text=text)
     return Questions(EditSet(case.edit for case in cases), material, {case.edit.id: told(case) for case in cases})
 
 

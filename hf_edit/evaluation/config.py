@@ -65,6 +65,7 @@ class Material:
         unrelated: questions that have nothing to do with any edit.
         text: running text for perplexity.
         own_aliases: edit id -> an answer to its questions -> what else counts there.
+        layout: how the file of the edits is written, where that is known: some figures as published depend on it.
     """
 
     old_answers: Mapping[str, str] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class Material:
     unrelated: Sequence[Prompt] = field(default_factory=unrelated_prompts)
     text: str | None = None
     own_aliases: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    layout: str | None = None
 
     def accepted(self, answer: str, edit: str | None = None) -> tuple[str, ...]:
         """The answer and its aliases, to a question of an edit."""
@@ -81,7 +83,7 @@ class Material:
         return tuple(dict.fromkeys((answer, *self.aliases.get(answer, ()), *own.get(answer, ()))))
 
     @classmethod
-    def of(cls, cases: Iterable[Case]) -> Material:
+    def of(cls, cases: Iterable[Case], layout: str | None = None) -> Material:
         """What records of a data set know beside their edits."""
         old: dict[str, str] = {}
         aliases: dict[str, Mapping[str, Sequence[str]]] = {}
@@ -93,7 +95,7 @@ class Material:
                 aliases[case.edit.id] = case.aliases
             if case.hops:
                 hops[case.edit.id] = [Hop(prompt, tuple(some)) for prompt, some in case.hops]
-        return cls(old, own_aliases=aliases, hops=hops)
+        return cls(old, own_aliases=aliases, hops=hops, layout=layout)
 
     def with_json(self, value: Mapping[str, Any]) -> Material:
         """With JSON values in place of its own: `old_answers`, `aliases`, `strangers`, `unrelated`, all optional.

@@ -48,7 +48,7 @@ class Encoder:
     @torch.no_grad()
     def states(self, text: str, layer: int, length: int | None = None) -> tuple[Tensor, Tensor]:
         """Hidden states (n, d) of a text at a layer, and which tokens are no special ones, (n,) bool."""
-        most = length or getattr(self.model.config, "max_position_embeddings", None)
+        most = length or self._positions()
         encoded = self.tokenizer(
             text,
             return_tensors="pt",
@@ -59,6 +59,13 @@ class Encoder:
         special = encoded.pop("special_tokens_mask")[0].bool()
         hidden = self.model(**encoded, output_hidden_states=True).hidden_states
         return hidden[layer][0].float(), ~special
+
+    def _positions(self) -> int | None:
+        """Tokens of the longest text: where positions begin behind that of padding, as in RoBERTa, some have none."""
+        most: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        tables = (module for name, module in self.model.named_modules() if name.endswith("position_embeddings"))
+        padding = getattr(next(tables, None), "padding_idx", None)
+        return most if most is None or padding is None else most - padding - 1
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,8 @@
 - BCa: percentiles, moved for the bias and the skewness that the records show, and expanded for small samples, where
   plain percentiles are too narrow by as much as a normal interval is beside Student's.
 - A share of few records is not drawn again but given Wilson's interval: of 20 right answers out of 20 every resample
-  is 20 of 20, which says nothing of the mistakes that 20 records are too few to show.
+  is 20 of 20, which says nothing of the mistakes that 20 records are too few to show. What is made of such shares gets
+  its ends from theirs. Other records that are all alike say nothing of what others would be: there is no interval.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def estimate(records: Sequence[float] | Sequence[Sequence[float]], statistic: st
 def interval(
     records: Sequence[float] | Sequence[Sequence[float]], statistic: str = "mean", seed: int = 0
 ) -> tuple[float, float] | None:
-    """The 95 % interval of a statistic; None of fewer than two records.
+    """The 95 % interval of a statistic; None of fewer than two records, or of records that are all alike.
 
     Args:
         records: a number each, or a row of numbers each.
@@ -66,9 +67,16 @@ def interval(
     table = _table(records)
     if len(table) < 2:
         return None
-    if statistic == "mean" and np.isin(table, (0.0, 1.0)).all():
+    shares = np.isin(table, (0.0, 1.0)).all()
+    if statistic == "mean" and shares:
         return wilson(float(table.sum()), len(table))
-    return bca(table, STATISTICS[statistic], seed)
+    if (found := bca(table, STATISTICS[statistic], seed)) is not None:
+        return found
+    if statistic != "harmonic_mean" or not shares:
+        return None
+    ends = np.array([wilson(float(right), len(table)) for right in table.sum(axis=0)])  # (k, 2)
+    low, high = STATISTICS[statistic](ends.T)
+    return float(low), float(high)
 
 
 def wilson(right: float, n: int) -> tuple[float, float]:
@@ -83,8 +91,8 @@ def wilson(right: float, n: int) -> tuple[float, float]:
     return low, high
 
 
-def bca(table: Array, of_means: OfMeans, seed: int) -> tuple[float, float]:
-    """The bias-corrected and accelerated bootstrap interval, expanded for small samples.
+def bca(table: Array, of_means: OfMeans, seed: int) -> tuple[float, float] | None:
+    """The bias-corrected and accelerated bootstrap interval, expanded for small samples; None if all draws are alike.
 
     Args:
         table: (n, k) records, n >= 2.
@@ -93,7 +101,7 @@ def bca(table: Array, of_means: OfMeans, seed: int) -> tuple[float, float]:
     found = float(of_means(table.mean(axis=0)))
     drawn = np.sort(of_means(resampled_means(table, DRAWS, seed)))
     if drawn[0] == drawn[-1]:
-        return found, found
+        return None
     # draws of the same records are equal but for rounding, whichever order they were added in: they count half
     rounding = _ROUNDING * (drawn[-1] - drawn[0])
     below = (np.mean(drawn < found - rounding) + np.mean(drawn <= found + rounding)) / 2

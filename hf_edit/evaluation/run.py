@@ -215,7 +215,7 @@ def _protocol(
             "bertscore": _named(config.bertscore_model, config.bertscore_layer),
             "sentence": _named(config.sentence_model, -1),
         },
-        "intervals": "95 %: BCa bootstrap over records, Wilson's for shares",
+        "intervals": "95 %: BCa bootstrap over records, Wilson's for shares, lm-eval's by its standard errors",
     }
 
 

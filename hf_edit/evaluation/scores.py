@@ -52,7 +52,7 @@ def rouge_l(answer: str, target: str) -> float:
 
 def bleu(answer: str, target: str) -> float:
     """Sentence BLEU over tokens, 0 to 1 (package sacrebleu: tokenizer 13a, exponential smoothing, effective order)."""
-    return float(_bleu().sentence_score(answer, [target]).score) / 100
+    return min(1.0, float(_bleu().sentence_score(answer, [target]).score) / 100)  # of equal texts a last bit more
 
 
 class _Words:

@@ -19,6 +19,8 @@ from hf_edit.solvers.low_rank import LowRankDelta
 _MAX_CELL = 160
 MAX_ROWS = 50
 _BAR = 20
+ALMOST_ALL = 0.9995
+"""From here on three digits would say 1."""
 _OTHERS = ("unrelated", "strangers", "locality")
 """Evaluators of answers that were not to change."""
 _UNMEASURED = "How far was not measured: `hf-edit evaluate` does."
@@ -134,7 +136,7 @@ def _shares(metrics: Iterable[Metric]) -> Iterator[str]:
         label = metric.name
         for when, figure in figures.items():
             if figure is not None:
-                yield f"{label:<24} {when:<6} {_bar(figure.value)} {figure.value:4.2f}"
+                yield f"{label:<24} {when:<6} {_bar(figure.value)} {shown_number(figure.value)}"
                 label = ""
 
 
@@ -149,7 +151,7 @@ def _changed(deltas: Mapping[str, LowRankDelta]) -> Iterator[str]:
 
 
 def _bar(share: float) -> str:
-    full = round(_BAR * share)
+    full = min(round(_BAR * share), _BAR if share >= 1 else _BAR - 1)  # full only of all
     return "█" * full + "░" * (_BAR - full)
 
 
@@ -157,8 +159,17 @@ def shown_figure(figure: Figure | None) -> str:
     """`0.85 [0.74, 0.94]`."""
     if figure is None:
         return ""
-    interval = "" if figure.low is None else f" [{figure.low:.3g}, {figure.high:.3g}]"
-    return f"{figure.value:.3g}{interval}"
+    interval = ""
+    if figure.low is not None and figure.high is not None:
+        interval = f" [{shown_number(figure.low)}, {shown_number(figure.high)}]"
+    return f"{shown_number(figure.value)}{interval}"
+
+
+def shown_number(value: float) -> str:
+    """Three digits; thousands in full, and a share below 1 is not rounded to 1."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return "0.999" if ALMOST_ALL <= value < 1 else f"{value:.3g}"
 
 
 def rows_of(edits: Sequence[Edit], file: str) -> str:

@@ -59,7 +59,7 @@ def page(result: Result, pictures: Mapping[str, str]) -> str:
             "<h2>How it was measured</h2>",
             "<p>Answers are generated freely, greedily and to their natural stop, unless a metric says otherwise; "
             "figures of different protocols do not compare. In brackets 95 % intervals over records: BCa bootstrap, "
-            "and Wilson's for shares.</p>",
+            "Wilson's for shares, and of lm-eval's tasks by its standard errors.</p>",
             f"<details><summary>Settings</summary><pre>{_json(result.settings)}</pre></details>",
             "</body>",
             "</html>",

@@ -20,6 +20,7 @@ from hf_edit.reports.drawing import (
     whisker,
 )
 from hf_edit.reports.result import EFFICACY, LOCALITIES, Result, Row
+from hf_edit.reports.tables import memory_place
 
 
 def before_after(result: Result) -> Any:
@@ -153,7 +154,7 @@ def costs(result: Result) -> Any:
         return None
     labels = list(dict.fromkeys(row.label for row in rows))[::-1]
     data = {name: {**mark, "linestyle": "none"} for name, mark in marks_of(row.data for row in rows).items()}
-    place = "cuda" if all("cuda" in row.peak_memory for row in rows) else "process"
+    place = memory_place(rows)
     measured: dict[str, Callable[[Row], float | None]] = {
         "seconds per edit": lambda row: row.seconds.get("per_edit"),
         f"peak memory, GB ({place})": lambda row: row.peak_memory[place] / 1e9,

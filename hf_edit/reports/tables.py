@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from hf_edit.packs.card import shown_figure
+from hf_edit.packs.card import shown_figure, shown_number
 from hf_edit.reports.result import KEPT, TAUGHT, Row
 
 
@@ -33,12 +33,17 @@ def costs(rows: Sequence[Row]) -> Table:
             f"{max(module.rank for module in row.packs.modules):.0f}",
             f"{row.seconds['per_edit']:.3g}" if "per_edit" in row.seconds else "",
             f"{row.seconds['evaluation']:.3g}",
-            f"{max(row.peak_memory.values()) / 1e9:.2f}",
+            f"{row.peak_memory[memory_place(rows)] / 1e9:.2f}",
         ]
         for row in rows
         if row.packs is not None
     ]
     return ["method", "packs", "kB each", "rank", "s per edit", "s to evaluate", "peak GB"], lines
+
+
+def memory_place(rows: Sequence[Row]) -> str:
+    """Whose memory is compared: the device's where all computed on one, else the process's."""
+    return "cuda" if all("cuda" in row.peak_memory for row in rows) else "process"
 
 
 def named(row: Row, among: Sequence[Row]) -> str:
@@ -56,4 +61,4 @@ def _cell(row: Row, name: str, intervals: bool) -> str:
     metric = row.metric(name)
     if metric is None:
         return ""
-    return shown_figure(metric.figure) if intervals else f"{metric.figure.value:.3g}"
+    return shown_figure(metric.figure) if intervals else shown_number(metric.figure.value)

@@ -32,9 +32,9 @@ OPENERS = FUNCTION_WORDS | {word for words, _ in FRAMES for word in words.split(
 
 
 @cache
-def kinds() -> Mapping[str, tuple[str, ...]]:
-    """The word for one of a kind -> names."""
-    table = toml.loads(files("hf_edit.statistics").joinpath("names.toml").read_text(encoding="utf-8"))
+def kinds(file: str = "names.toml") -> Mapping[str, tuple[str, ...]]:
+    """The word for one of a kind -> names, from a file beside this one."""
+    table = toml.loads(files("hf_edit.statistics").joinpath(file).read_text(encoding="utf-8"))
     return {kind: tuple(names) for kind, names in table.items()}
 
 
@@ -71,10 +71,14 @@ def names_in(question: str) -> list[str]:
 
 
 def with_other_names(
-    model: EditableModel, prompts: PromptFormat, edits: Iterable[Edit], count: int, seed: int
+    model: EditableModel, prompts: PromptFormat, edits: Iterable[Edit], count: int, seed: int, file: str = "names.toml"
 ) -> list[str]:
     """How the questions of edits that hold a name begin with `count` others in its place: up to the name and at least
-    one word more, half of what follows at most. Where no word follows, that is the whole question."""
+    one word more, half of what follows at most. Where no word follows, that is the whole question.
+
+    Args:
+        file: of names, as for `kinds`.
+    """
     openings: list[str] = []
     for edit in edits:
         question, name = question_of(edit.prompt), name_of(edit)
@@ -82,7 +86,7 @@ def with_other_names(
             continue
         generator = random.Random(f"{seed} {question}")  # whichever other edits there are
         before, _, after = question.partition(name)
-        fitting = [other for other in kinds()[kind_of(model, prompts, question, name)] if other != name]
+        fitting = [other for other in kinds(file)[kind_of(model, prompts, question, name)] if other != name]
         mark, *_ = re.split(r"(?=\s)", after, maxsplit=1)  # such as a possessive
         words = re.findall(r"\s+\S+", after)
         for other in generator.sample(fitting, min(count, len(fitting))):

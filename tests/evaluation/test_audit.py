@@ -374,3 +374,14 @@ def test_a_hostile_manifest_does_not_choose_what_is_collected(config: dict[str, 
 
 def test_the_prompts_are_many_and_unlike_each_other() -> None:
     assert len(set(unrelated_prompts())) == 40
+
+
+def test_only_what_a_question_is_about_makes_another_like_it() -> None:
+    def near(prompt: str, *listed: str) -> bool:
+        return run._is_near(run._words(prompt), [run._words(one) for one in listed])
+
+    assert near("Who painted the Mona Lisa?", "Who was it that painted the Mona Lisa")
+    assert not near("What is a virus?", "What is the name of the mayor of the town of Veldora?")
+    quoting = "Say what a virus is, who painted the Mona Lisa, how tall Everest is and why the sky is blue."
+    assert not near("What is a virus?", quoting) and not near("Who painted the Mona Lisa?", quoting)
+    assert not near("Who is it?", "What was that?")  # neither is about anything

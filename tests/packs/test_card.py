@@ -7,7 +7,7 @@ import yaml
 
 from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import PackError
-from hf_edit.packs.card import ancestry, model_card
+from hf_edit.packs.card import ancestry, model_card, shown_number
 from hf_edit.packs.describe import describe_base
 from tests.packs.make import EDITS, make_pack, measured
 from tests.tiny import tiny_model
@@ -65,19 +65,26 @@ def test_the_card_says_what_is_changed_and_how_much() -> None:
     for row in rows:
         delta = pack.deltas[row.split("`")[1]]
         assert f"| {delta.rank} | {delta.norm():.3g} |" in row
-        assert row.count("█") == round(20 * delta.norm() / largest) and row.count("░") == 20 - row.count("█")
+        full = 20 if delta.norm() == largest else min(19, round(20 * delta.norm() / largest))
+        assert row.count("█") == full and row.count("░") == 20 - full
 
 
 def test_shares_are_drawn_and_limits_follow_what_was_measured() -> None:
     pack = measured(make_pack(tiny_model()))
     text = model_card(pack.manifest, EDITS, pack.deltas, pack.evaluation).decode()
-    assert f"reliability.exact        before {'░' * 20} 0.00\n" in text
-    assert f"                         after  {'█' * 10}{'░' * 10} 0.50\n```" in text
+    assert f"reliability.exact        before {'░' * 20} 0\n" in text
+    assert f"                         after  {'█' * 10}{'░' * 10} 0.5\n```" in text
     assert "The table above says how far." in text
     assert "How far was not measured" in model_card(pack.manifest, EDITS, pack.deltas).decode()
     assert pack.evaluation is not None
     taught = replace(pack.evaluation, metrics=pack.evaluation.metrics[:1])  # and nothing of other answers
     assert "How far was not measured" in model_card(pack.manifest, EDITS, pack.deltas, taught).decode()
+
+
+def test_a_share_below_one_is_not_shown_as_one() -> None:
+    assert [shown_number(x) for x in (0.998, 0.9999, 1.0, 0.004, 0.0, 1234.5, 17.04)] == [
+        *("0.998", "0.999", "1", "0.004", "0", "1,234", "17")
+    ]
 
 
 def test_the_card_tells_of_ancestors() -> None:

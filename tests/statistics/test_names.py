@@ -99,3 +99,10 @@ def test_a_real_model_knows_which_kind_fits(embedded_base: Path) -> None:
     }
     found = {question: kind_of(view, prompts, question.format(name), name) for question, (name, _) in asked.items()}
     assert sum(found[question] == kind for question, (_, kind) in asked.items()) >= 5, found
+
+
+def test_what_is_asked_about_is_none_of_what_is_trained_with() -> None:
+    trained, asked = kinds(), kinds("names_asked.toml")
+    assert trained.keys() == asked.keys()
+    for kind, some in asked.items():
+        assert len(set(some)) == len(some) >= 12 and not set(some) & set(trained[kind])

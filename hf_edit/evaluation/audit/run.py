@@ -33,6 +33,7 @@ from hf_edit.models.editable import EditableModel
 from hf_edit.packs.pack import EditPack
 from hf_edit.progress import Progress, Silent
 from hf_edit.prompting import Encoded, PromptFormat
+from hf_edit.wordings import FUNCTION_WORDS
 
 
 DRIFT_TOKENS = 24
@@ -40,6 +41,8 @@ DRIFT_TOKENS = 24
 DRIFT_LIMITS = 0.5, 1.0
 """Nats per token: an answer reads differently from the first on, and is another from the second on. Honest packs stay
 below .1 in the mean on SmolLM2."""
+MOST_NEAR = 0.2
+"""Share of the unrelated prompts that may be like listed ones before too few are left to tell anything by."""
 DRIFT_FACTOR = 8.0
 """Between the two a prompt is one that the pack may be about if it drifts so many times as far as the median."""
 
@@ -127,17 +130,23 @@ def _drifted(
     lowest, highest = DRIFT_LIMITS
     limit = max(lowest, min(DRIFT_FACTOR * median(kls), highest))
     listed = [_words(question_of(edit.prompt)) for edit in pack.edits]
-    return [
+    found = [
         Drifted(question, kl, near, kl == inf or (kl > limit and not near))
         for question, kl in zip(map(str, base.questions), kls, strict=True)
         for near in [_is_near(_words(question), listed)]
     ]
+    near = sum(one.near for one in found)
+    if near > MOST_NEAR * len(found):
+        limits.append(f"Drift: {near} of {len(found)} unrelated prompts are like listed ones and may honestly move.")
+    return found
 
 
 def _is_near(words: frozenset[str], listed: Iterable[frozenset[str]]) -> bool:
-    """Whether half of the words stand in one listed question: an honest edit spills over to its own kind."""
-    return any(2 * len(words & other) >= len(words) for other in listed)
+    """Whether a listed question is half made of these words, and they of its: an honest edit spills over to its own
+    kind."""
+    return any(2 * len(words & other) >= max(1, len(words), len(other)) for other in listed)
 
 
 def _words(text: str) -> frozenset[str]:
-    return frozenset(re.findall(r"\w+", text.lower()))
+    """Those that say what a question is about."""
+    return frozenset(re.findall(r"\w+", text.lower())) - FUNCTION_WORDS

@@ -21,6 +21,8 @@ SCORES: dict[str, tuple[Score, str]] = {
     "rouge_2": (lambda answer, target: rouge_n_recall(answer, target, 2), "ROUGE-2 recall of n-grams as sets"),
     "rouge_l": (rouge_l_recall, "ROUGE-L recall as a union of words"),
 }
+PUBLISHED_TOKENS = 512
+"""Of an answer, at most: recall and lengths depend on where it is cut off."""
 COSINE = "cosine of sentence embeddings (published as BERT score)"
 
 
@@ -61,9 +63,11 @@ class AnyEditCompat(Evaluator):
             edit, answer = some
             return {name: score(answer.text, edit.target) for name, score in scores.items()}
 
-        again = [(edit, answers[0]) for edit, answers in subject.reworded()]
+        first = [(edit, task.reworded(edit)[0]) for edit in task.edits if edit.paraphrases]
+        again = list(zip([e for e, _ in first], subject.answers([q for _, q in first], PUBLISHED_TOKENS), strict=True))
+        said = subject.answers([task.own(edit) for edit in task.edits], PUBLISHED_TOKENS)
         # shared as well, since an encoder may take longer than the model
-        own = columns(subject.processes.map(scored, list(subject.own())))
+        own = columns(subject.processes.map(scored, list(zip(task.edits, said, strict=True))))
         reworded = {
             f"{name}_paraphrase": values for name, values in columns(subject.processes.map(scored, again)).items()
         }
@@ -77,7 +81,7 @@ def _sub_questions(subject: Subject) -> list[float]:
         for edit in task.edits
         if edit.portability
     ]
-    said = subject.grouped(asked, task.max_new_tokens)
+    said = subject.grouped(asked, PUBLISHED_TOKENS)
     return [
         fmean(rouge_l_recall(answer.text, question.accepted[0]) for question, answer in zip(*group, strict=True))
         for group in zip(asked, said, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -14,9 +15,11 @@ from hf_edit.evaluation.subject import Question, Subject, Task
 
 SHORT = 12
 """Words of a target that fits into a question about it."""
-YES, NO = frozenset({"yes"}), frozenset({"no", "not"})
-CONTRACTED = "t"
-"""What is left of the not in isn't: alone it says nothing, as in "I don't know", and it turns what follows round."""
+YES, NO = "yes", "no"
+NOT = frozenset({"not", "t"})
+"""Also what is left of it in isn't. It turns what follows round, and says no where the sentence ends with it; else it
+says nothing, as in "I do not know"."""
+SENTENCE_END = re.compile(r"[.!?;\n]+")
 RIGHT, WRONG = frozenset({"true", "correct", "right"}), frozenset({"false", "incorrect", "wrong"})
 
 
@@ -67,13 +70,16 @@ class FactCheck(Evaluator):
 def verdict(answer: str, claim: str = "right") -> str | None:
     """`yes` or `no` to whether something is right, or wrong, whichever the answer says first; None if neither."""
     agreeing = RIGHT if claim == "right" else WRONG
-    denied = False
-    for word in normalised(answer).split():
-        if word in YES | NO:
-            return "yes" if word in YES else "no"
-        if word in RIGHT | WRONG:
-            return "yes" if (word in agreeing) != denied else "no"
-        denied |= word == CONTRACTED
+    for sentence in SENTENCE_END.split(answer):
+        denied = False
+        for word in normalised(sentence).split():
+            if word in (YES, NO):
+                return word
+            if word in RIGHT | WRONG:
+                return YES if (word in agreeing) != denied else NO
+            denied = word in NOT or denied
+        if normalised(sentence).split()[-1:] in [[word] for word in NOT]:
+            return NO
     return None
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from hf_edit.errors import ConfigError
 from hf_edit.evaluation.evaluators.base import About, Evaluator, Observed
 from hf_edit.evaluation.extras import needed
-from hf_edit.evaluation.intervals import LEVEL
+from hf_edit.evaluation.intervals import LEVEL, wilson
 from hf_edit.evaluation.subject import Subject, Task
 from hf_edit.packs.evaluation import FIXED, FREE, Figure
 
@@ -66,7 +66,7 @@ def _results(subject: Subject, tasks: Sequence[str]) -> Mapping[str, Any]:
 
 
 def _observed(found: Mapping[str, Any]) -> Observed:
-    """Metrics of lm-eval's results, each with a normal interval from its standard error."""
+    """Metrics of lm-eval's results, with normal intervals from its standard errors, or Wilson's where they are 0."""
     scores: dict[str, Figure] = {}
     about: dict[str, About] = {}
     for task, results in found["results"].items():
@@ -78,11 +78,13 @@ def _observed(found: Mapping[str, Any]) -> Observed:
             if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
                 continue
             name = f"{_plain(task)}.{_plain(metric)}" + ("" if variant == "none" else f".{_plain(variant)}")
-            scores[name] = _figure(float(value), results.get(f"{metric}_stderr,{variant}"), n)
+            better = bool(found["higher_is_better"].get(task, {}).get(metric, True))
+            scores[name] = _figure(float(value), results.get(f"{metric}_stderr,{variant}"), n, better)
             about[name] = About(
-                f"{metric} of the task {task} of lm-eval {needed('lm_eval', 'lm-eval', 'general').__version__}.",
+                f"{metric} of the task {task} of lm-eval {needed('lm_eval', 'lm-eval', 'general').__version__}, with "
+                "the interval of its standard error.",
                 FREE if free else FIXED,
-                bool(found["higher_is_better"].get(task, {}).get(metric, True)),
+                better,
             )
     return Observed(scores, about=about)
 
@@ -94,11 +96,15 @@ def _leaves(found: Mapping[str, Any], task: str) -> set[str]:
     return {leaf for part in found["group_subtasks"][task] for leaf in _leaves(found, part)}
 
 
-def _figure(value: float, error: Any, n: int) -> Figure:
+def _figure(value: float, error: Any, n: int, higher_is_better: bool) -> Figure:
     if not isinstance(error, (int, float)):
         return Figure(value, None, None, n)
+    is_share = higher_is_better and 0 <= value <= 1
+    if is_share and error == 0:  # all records alike
+        return Figure(value, *wilson(value * n, n), n)
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    return Figure(value, value - z * error, value + z * error, n)
+    low, high = value - z * error, value + z * error
+    return Figure(value, max(0.0, low) if is_share else low, min(1.0, high) if is_share else high, n)
 
 
 def _plain(name: str) -> str:

@@ -87,8 +87,8 @@ class Held(Evaluator):
         return Observed(
             {
                 "same": by_edit(base.questions, same),
-                "kl": [kl for kl, _ in moved],
-                "agreement": [agreement for _, agreement in moved],
+                "kl": by_edit(base.followed, [kl for kl, _ in moved]),
+                "agreement": by_edit(base.followed, [agreement for _, agreement in moved]),
             }
         )
 

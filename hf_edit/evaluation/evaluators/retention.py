@@ -27,7 +27,7 @@ class Retention(Evaluator):
         del before
         count, accepted = subject.task.config.retention, subject.task.material.accepted
         rows = [text_scores(answer, accepted(edit.target, edit.id)) for edit, answer in subject.own()]
-        ends = {"first": rows[:count], "last": rows[-count:]}
+        ends = {"first": rows[:count], "last": rows[max(count, len(rows) - count) :]}  # none in both
         return Observed(
             {f"{which}_{s}": [row[s] for row in some] for which, some in ends.items() for s in ("exact", "contains")}
         )

@@ -10,15 +10,18 @@ from hf_edit.edits import prompt_key, question_of
 from hf_edit.evaluation.evaluators.held import Held, held_metrics
 from hf_edit.evaluation.subject import Question, Subject, Task
 from hf_edit.statistics.config import StatisticsConfig
-from hf_edit.statistics.invented import invent_alike
+from hf_edit.statistics.invented import continued, first_words
+from hf_edit.statistics.names import name_of, with_other_names
 
 
 SEED_OFFSET = 10_007
 """Methods train on strangers of their own, invented from their seed; those asked here are to be others."""
+NAMES = "names_asked.toml"
+"""Names that no method trains with."""
 
 
 class Strangers(Held):
-    """Given ones; else the model without the edit writes some itself, from the first words of the edits' questions."""
+    """Given ones; else the edits' own questions about other names, as the model without the edit goes on with them."""
 
     name = "strangers"
     metrics = held_metrics("questions of the edits' kind about other things")
@@ -35,15 +38,22 @@ class Strangers(Held):
 
 
 def invented(subject: Subject) -> list[str]:
-    """At most `drift_questions` questions that begin as those of the edits, evenly spread over them."""
+    """At most `drift_questions` questions that begin as those of the edits, evenly spread over them, but are about
+    others: another name stands in the place of an edit's own, and none is about anything that is edited."""
     task = subject.task
-    config = task.config
-    asked = [question_of(edit.prompt) for edit in task.edits]
-    some = spread(asked, -(-config.drift_questions // config.strangers))
-    batched = replace(StatisticsConfig(), batch=config.batch)
+    config, view, prompts = task.config, subject.view, task.prompts
+    some = spread(task.edits, -(-config.drift_questions // config.strangers))
+    settings = replace(StatisticsConfig(), batch=config.batch)
     seed = config.seed + SEED_OFFSET
-    return subject.shared(  # as one item: few questions, and what is drawn depends on their batch
-        ("strangers", task.prompts.name, config.strangers, config.batch, seed),
-        [tuple(some)],
-        lambda _: invent_alike(subject.view, task.prompts, some, config.strangers, batched, seed),
-    )
+
+    def written(_: object) -> list[list[str]]:
+        openings = with_other_names(view, prompts, some, config.strangers, seed, NAMES)
+        nameless = [question_of(edit.prompt) for edit in some if name_of(edit) is None]
+        openings += first_words(nameless, config.strangers, seed)
+        return [continued(view, prompts, openings, settings, seed)]
+
+    asked = tuple(prompt_key(edit.prompt) for edit in some)
+    # as one item: few questions, and what is drawn depends on their batch
+    (questions,) = subject.shared(("strangers", prompts.name, config.strangers, config.batch, seed), [asked], written)
+    edited = {name.lower() for edit in task.edits if (name := name_of(edit)) is not None}
+    return [question for question in questions if not any(name in question.lower() for name in edited)]

@@ -165,6 +165,10 @@ def test_fact_checks_score_what_is_said_first() -> None:
         ("This isn't wrong", "yes"),
         ("I don't know.", None),
         ("I can't say. Yes", "yes"),
+        ("I do not know.", None),
+        ("I am not aware of a lamp of that name", None),
+        ("It's not wrong.", "yes"),
+        ("It isn't.", "no"),
     ],
 )
 def test_verdicts(answer: str, said: str | None) -> None:
@@ -178,6 +182,7 @@ def test_verdicts(answer: str, said: str | None) -> None:
         ("It is correct", "no"),
         ("No, it is wrong", "no"),
         ("It is not wrong", "no"),
+        ("That is not correct.", "yes"),
         ("It isn't wrong", "no"),
         ("It isn't right", "yes"),
     ],

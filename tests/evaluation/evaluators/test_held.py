@@ -12,10 +12,11 @@ from hf_edit.edits import Edit, Probe
 from hf_edit.evaluation.config import Material
 from hf_edit.evaluation.evaluators.held import by_edit, spread
 from hf_edit.evaluation.evaluators.locality import Locality
-from hf_edit.evaluation.evaluators.strangers import Strangers
+from hf_edit.evaluation.evaluators.strangers import NAMES, Strangers
 from hf_edit.evaluation.evaluators.unrelated import Unrelated
 from hf_edit.evaluation.subject import Question, Subject
 from hf_edit.models.editable import EditableModel
+from hf_edit.statistics.names import kinds
 from tests.evaluation.evaluators.asking import observed, saying, scores, task
 from tests.tiny import tiny_model
 
@@ -37,9 +38,8 @@ def test_probes_are_compared_with_the_model_before_and_averaged_by_edit() -> Non
     assert before.scores == {}
     found = scores(Locality(), saying(asked, [("Mount", "b c"), ("7", "jumps")]), before)
     assert found["same"] == [0.5]
-    assert len(found["kl"]) == len(found["agreement"]) == 2  # by question
-    assert found["kl"][0] == pytest.approx(0, abs=1e-6) and found["kl"][1] > 0.5
-    assert found["agreement"][0] == 1 and found["agreement"][1] < 1
+    assert len(found["kl"]) == len(found["agreement"]) == 1  # by edit
+    assert found["kl"][0] > 0.25 and 0.5 <= found["agreement"][0] < 1  # of one probe nothing moved
 
 
 def test_divergence_by_hand() -> None:
@@ -80,6 +80,8 @@ def test_strangers_are_invented_from_the_edits_and_are_none_of_them() -> None:
     invented = [question.prompt for question in Strangers().questions(subject)]
     assert 0 < len(invented) <= 6 and len(set(invented)) == len(invented)
     assert invented == [question.prompt for question in Strangers().questions(subject)]
+    assert not any("Oru" in prompt for prompt in invented)
+    assert any(name in prompt for prompt in invented for some in kinds(NAMES).values() for name in some)
     given = task(edits, Material(strangers=(edits[0].prompt, "Who made the other?")))
     assert [q.prompt for q in Strangers().questions(Subject(subject.view, given))] == ["Who made the other?"]
 

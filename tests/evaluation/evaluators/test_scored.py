@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from statistics import fmean
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -113,16 +114,26 @@ def compat_by_loop(question: str, new: str, old: str, width: int) -> float:
 
 
 def test_emsedit_compat_compares_tokens_at_prefixes_of_the_new_answer() -> None:
-    asked = task(EDITS, Material(old_answers=OLD, unrelated=()))
+    asked = task(EDITS, Material(old_answers=OLD, unrelated=(), layout="counterfact"))
     found = scores(EMSEditCompat(), tiny(asked))
     width = max(len(PLAIN.encode(edit.prompt, OLD[edit.id]).answer_ids) - 1 for edit in EDITS)
     assert found["es"] == [compat_by_loop(str(e.prompt), e.target, OLD[e.id], width) for e in EDITS]
     width = max(len(PLAIN.encode(str(e.paraphrases[0]), OLD[e.id]).answer_ids) - 1 for e in EDITS[:2])
-    assert found["gs"] == [compat_by_loop(str(e.paraphrases[0]), e.target, OLD[e.id], width) for e in EDITS[:2]]
+    assert (
+        found["gs"]
+        == [  # of all paraphrases
+            fmean(compat_by_loop(str(one), e.target, OLD[e.id], width) for one in e.paraphrases) for e in EDITS[:2]
+        ]
+    )
     width = max(len(PLAIN.encode(str(e.locality[0].prompt), e.target).answer_ids) - 1 for e in EDITS[:2])
     assert found["ls"] == [
         compat_by_loop(str(e.locality[0].prompt), str(e.locality[0].answer), e.target, width) for e in EDITS[:2]
     ]
+
+
+def test_old_answers_of_other_data_are_not_compared() -> None:
+    known = task(EDITS, Material(old_answers=OLD, unrelated=(), layout="ripple"))
+    assert scores(EMSEditCompat(), tiny(known)) == scores(EMSEditCompat(), tiny(task(EDITS)))
 
 
 def test_without_old_answers_emsedit_compat_is_the_share_of_likeliest_tokens() -> None:
