@@ -24,7 +24,7 @@ from hf_edit.compose import bits
 from hf_edit.errors import PackError
 from hf_edit.files import strict_json
 from hf_edit.files.atomic import write_directory
-from hf_edit.files.reading import MAX_HEADER_BYTES, MAX_TENSOR_BYTES, PlainFolder, read_tensors, write_tensors
+from hf_edit.files.reading import MAX_TENSOR_BYTES, PlainFolder, header_limit, read_tensors, write_tensors
 from hf_edit.models.fingerprint import dtype_name
 from hf_edit.packs.locate import locate
 from hf_edit.packs.manifest import sha256
@@ -264,10 +264,10 @@ def left(receipts: Sequence[MergeReceipt]) -> dict[str, MergedWeight]:
 
 
 def _read_backup(folder: PlainFolder, record: _Record) -> dict[str, Tensor]:
-    limit = sum(weight.bytes for weight in record.weights.values()) + MAX_HEADER_BYTES
+    limit = header_limit(len(record.weights)) + sum(weight.bytes for weight in record.weights.values())
     data = folder.read(_BEFORE, min(limit, MAX_TENSOR_BYTES))
     _require(sha256(data) == record.backup, f"{_BEFORE} was altered")
-    return read_tensors(data, _BEFORE)
+    return read_tensors(data, _BEFORE, len(record.weights))
 
 
 def _check_weight(name: str, weight: MergedWeight) -> None:

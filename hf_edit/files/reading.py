@@ -17,8 +17,10 @@ from hf_edit.validation import shown
 
 
 MAX_JSON_BYTES = 256 << 20
-MAX_TENSOR_BYTES = 16 << 30
-MAX_HEADER_BYTES = 32 << 20
+MAX_TENSOR_BYTES = 1 << 40
+"""More than memories hold. Reading takes no more than the file has, which whoever sends it has to send."""
+MAX_HEADER_BYTES = 100_000_000
+"""What the library reads at most. As Python objects, a header takes some thirty times as much: see `header_limit`."""
 MAX_SIZE = 1 << 48
 """Of one side of a tensor; torch fails in other ways on more, and a side of 0 makes any other cost nothing."""
 PICKLES = (".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
@@ -106,17 +108,26 @@ def _read_plain(path: Path, name: str, limit: int) -> bytes:
         os.close(descriptor)
 
 
-def read_tensors(data: bytes, name: str) -> dict[str, Tensor]:
+def header_limit(tensors: int) -> int:
+    """The most bytes that the header of a file of so many tensors may take, so that one of few tensors stays small."""
+    return min((1 << 20) + (tensors << 10), MAX_HEADER_BYTES)
+
+
+def read_tensors(data: bytes, name: str, most: int | None = None) -> dict[str, Tensor]:
     """The tensors in `data`, the content of the safetensors file `name`.
 
     The header is read twice: strictly first, since other readers settle a key that stands twice in other ways.
+
+    Args:
+        most: how many tensors the file may hold, where that is known.
 
     Raises:
         PackError: truncated, too long, or a header that does not fit.
     """
     header = int.from_bytes(data[:8], "little")
-    if header > MAX_HEADER_BYTES:
-        raise PackError(f"{name} announces a header of {header} bytes, more than {MAX_HEADER_BYTES}.", _ANEW)
+    limit = MAX_HEADER_BYTES if most is None else header_limit(most)
+    if header > limit:
+        raise PackError(f"{name} announces a header of {header} bytes, more than {limit}.", _ANEW)
     if len(data) < 8 + header:
         raise PackError(f"{name} is truncated: {len(data)} bytes of at least {8 + header}.", _ANEW)
     try:
@@ -139,5 +150,20 @@ def _check_header(header: dict[str, Any]) -> None:
 
 
 def write_tensors(tensors: dict[str, Tensor]) -> bytes:
-    """The content of a safetensors file; the order of the tensors does not matter."""
-    return safetensors.torch.save(tensors, metadata={"format": "pt"})
+    """The content of a safetensors file; the order of the tensors does not matter.
+
+    Raises:
+        PackError: `read_tensors` would refuse it.
+    """
+    data = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    header = int.from_bytes(data[:8], "little")
+    for part, size, limit in (
+        ("a header", header, header_limit(len(tensors))),
+        ("a file", len(data), MAX_TENSOR_BYTES),
+    ):
+        if size > limit:
+            raise PackError(
+                f"{len(tensors)} tensors make {part} of {size} bytes, more than the {limit} that are read.",
+                "Save less in one file: of a pack, fewer edits, or none of their values (values=False, --no-values).",
+            )
+    return data

@@ -55,7 +55,8 @@ def loads(data: bytes, name: str) -> dict[str, Any]:
     try:
         value = json.loads(data.decode(), object_pairs_hook=object_of, parse_constant=no_constant)
         _check_depth(value)
-        dumps(value)  # escapes can spell halves of characters, and 1e999 infinity: neither can be written again
+        # escapes can spell halves of characters, and 1e999 infinity: neither can be written again
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise PackError(f"{name} is not valid JSON: {error}.", _REMEDY) from error
     if not isinstance(value, dict):

@@ -1,12 +1,13 @@
 """The card of a repository, part of which is generated and the rest its owner's.
 
-Generated text stands between two comments, and every push writes it anew, but for what it tells of earlier changes.
-Text above and below is the owner's and stays; so do metadata that hf_edit does not set (licence, language) and tags
-that the owner added.
+Generated text stands between two comments, and every push or save writes it anew, but for what it tells of earlier
+changes. Text above and below is the owner's and stays; so do metadata that hf_edit does not set (licence, language)
+and tags that the owner added.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from huggingface_hub import CardData, RepoCard
@@ -18,31 +19,46 @@ CHANGES, ENTRY = "## Changes", "### "
 MAX_ENTRIES = 20
 """Of the changes that a card tells; older ones are forgotten."""
 
+_TAGS = ("hf-edit", "hypernetwork", "knowledge-editing", "lora", "second-moments")
+"""All that hf_edit itself sets: those of an earlier card say nothing of the new one."""
 _MEASURED = "model-index"
 """Figures of an earlier pack must not outlive it, so this is taken from the new card or from none."""
 
 
 def merged_card(generated: bytes, published: bytes | None, news: str = "") -> bytes:
-    """The card to publish.
+    """The card to publish, or to save where there is one.
 
     Args:
-        generated: the new card. Of one that was published before, only what stands between the comments counts.
+        generated: the new card. What stands above or below the comments, if it has them, counts where the published
+            card has nothing there.
         published: the card that is there. One without the comments keeps all its text, and gets them at its end.
         news: what changed since the version that is there, as Markdown under a heading of the third level; empty for
             nothing. The generated part ends with it and the last of the entries that the published card has.
     """
-    new = RepoCard(generated.decode(), ignore_metadata_errors=True)
-    # with empty metadata in front, or the client warns of a card without
-    old = RepoCard(published.decode(errors="replace") if published else "---\n{}\n---\n", ignore_metadata_errors=True)
-    _, between, _ = _parted(new.text)
+    new, old = _read(generated), _read(published or b"")
+    above_new, between, below_new = _parted(new.text)
+    if between is None:  # all of it was just generated
+        above_new, between = "", above_new
     above, before, below = _parted(old.text)
     if before is None:
-        above, below = (f"{above.rstrip()}\n\n" if above.strip() else "\n"), "\n"
-    block = _told(new.text if between is None else between)[0]
+        above = f"{above.rstrip()}\n\n"
+    above, below = (
+        next((text for text in texts if text.strip()), "\n") for texts in ((above, above_new), (below, below_new))
+    )
+    block = _told(between)[0]
     if entries := [entry for entry in (news, *_told(before or "")[1]) if entry][:MAX_ENTRIES]:
         block = "\n\n".join([block, CHANGES, *entries])
     metadata = _metadata(new.data, old.data)
     return f"---\n{metadata.to_yaml()}\n---\n{above}{BEGIN}\n\n{block}\n\n{END}{below}".encode()
+
+
+def _read(data: bytes) -> RepoCard:
+    """A card that anybody may have written; metadata that make no sense are text to keep."""
+    text = data.decode("utf-8-sig", errors="replace")
+    if text.lstrip().startswith("---"):
+        with suppress(Exception):  # what the library raises at odd YAML is not written down
+            return RepoCard(text, ignore_metadata_errors=True)
+    return RepoCard(f"---\n{{}}\n---\n{text}")  # the client warns of a card without metadata
 
 
 def _parted(text: str) -> tuple[str, str | None, str]:
@@ -66,8 +82,6 @@ def _listed(value: Any) -> list[Any]:
 def _metadata(new: CardData, old: CardData) -> CardData:
     ours, theirs = new.to_dict(), old.to_dict()
     theirs.pop(_MEASURED, None)
-    tags = [tag for tags in (theirs, ours) for tag in _listed(tags.get("tags"))]
-    merged = {**theirs, **ours}
-    if tags:
-        merged["tags"] = list(dict.fromkeys(tags))
-    return CardData(**merged)
+    tags = [tag for tag in _listed(theirs.get("tags")) if tag not in _TAGS]
+    tags += [tag for tag in _listed(ours.get("tags")) if tag not in tags]
+    return CardData(**{**theirs, **ours, "tags": tags or None})

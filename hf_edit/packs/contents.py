@@ -11,13 +11,14 @@ from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import InvalidEditError, PackError
 from hf_edit.files import strict_json
 from hf_edit.files.reading import (
-    MAX_HEADER_BYTES,
     MAX_JSON_BYTES,
     MAX_TENSOR_BYTES,
     PlainFolder,
+    header_limit,
     read_tensors,
     write_tensors,
 )
+from hf_edit.hub.card import merged_card
 from hf_edit.methods.base import EditSource
 from hf_edit.packs import layout as layouts
 from hf_edit.packs.card import model_card
@@ -33,6 +34,7 @@ CONFIG, ADAPTER, MANIFEST, EDITS = "adapter_config.json", "adapter_model.safeten
 VALUES, EVALUATION, CARD = "values.safetensors", "evaluation.json", "README.md"
 MAX_CONFIG_BYTES = 64 << 20  # of the manifest and the adapter's configuration: no real one comes near
 FILES = (CONFIG, ADAPTER, MANIFEST, EDITS, VALUES, EVALUATION, CARD)
+_SMALLER = "Put fewer edits into a pack, or save it without values or evaluation."
 _ANEW = "The pack is damaged: get it anew from where it was published."
 
 
@@ -66,11 +68,15 @@ def is_pack_file(name: str) -> bool:
     return name in FILES or name.endswith(".sig")
 
 
-def to_files(pack: PackContents, layout: str, values: bool) -> dict[str, bytes]:
+def to_files(pack: PackContents, layout: str, values: bool, card: bytes | None = None) -> dict[str, bytes]:
     """File name -> content; the same pack gives the same bytes.
 
+    Args:
+        card: one that is there already, of which the new one keeps what its owner wrote.
+
     Raises:
-        PackError: the layout is unknown, the pack is not sound, or it cannot be written in that layout.
+        PackError: the layout is unknown, the pack is not sound, it cannot be written in that layout, or a file would
+            be larger than one that is read.
     """
     pack.check()
     manifest, deltas = layouts.laid_out(pack.manifest, pack.deltas, layout)
@@ -84,9 +90,27 @@ def to_files(pack: PackContents, layout: str, values: bool) -> dict[str, bytes]:
     evaluation = _still_measured(pack.evaluation, manifest, deltas)
     if evaluation is not None:
         files[EVALUATION] = strict_json.dumps(evaluation.to_json())
+    files[MANIFEST] = manifest.with_files(files).to_bytes()
+    for name, limit in _limits(manifest).items():
+        if len(files.get(name, b"")) > limit:
+            raise PackError(
+                f"{name} would have {len(files[name])} bytes, more than the {limit} that are read.", _SMALLER
+            )
     # the card is not among the digests: its owner may edit it
-    card = model_card(manifest, pack.edits, deltas, evaluation)
-    return {**files, MANIFEST: manifest.with_files(files).to_bytes(), CARD: card}
+    return {**files, CARD: merged_card(model_card(manifest, pack.edits, deltas, evaluation), card)}
+
+
+def _limits(manifest: Manifest) -> dict[str, int]:
+    """The most bytes of each file but the card, when it is written and when it is read."""
+    shapes = layouts.adapter_shapes(manifest).values()
+    return {
+        MANIFEST: MAX_CONFIG_BYTES,
+        CONFIG: MAX_CONFIG_BYTES,
+        ADAPTER: min(header_limit(len(shapes)) + sum(4 * prod(shape) for shape in shapes), MAX_TENSOR_BYTES),
+        VALUES: MAX_TENSOR_BYTES,
+        EDITS: MAX_JSON_BYTES,
+        EVALUATION: MAX_JSON_BYTES,
+    }
 
 
 def _still_measured(
@@ -109,11 +133,12 @@ def from_folder(folder: PlainFolder) -> PackContents:
     files = _read_listed(folder, manifest)
     base = _check_config(strict_json.loads(files[CONFIG], CONFIG), manifest)
     edits = read_edits(files[EDITS])
+    adapter = read_tensors(files[ADAPTER], ADAPTER, len(layouts.adapter_shapes(manifest)))
     pack = PackContents(
-        deltas=layouts.read_deltas(manifest, read_tensors(files[ADAPTER], ADAPTER)),
+        deltas=layouts.read_deltas(manifest, adapter),
         edits=edits,
         manifest=manifest,
-        source=read_source(read_tensors(files[VALUES], VALUES), len(edits)) if VALUES in files else None,
+        source=_read_values(files.get(VALUES), len(manifest.modules), len(edits)),
         evaluation=_read_evaluation(files.get(EVALUATION)),
         base_path=None if manifest.base.id else base,
     )
@@ -125,13 +150,7 @@ def _read_listed(folder: PlainFolder, manifest: Manifest) -> dict[str, bytes]:
     for name in (CONFIG, ADAPTER, EDITS):
         if name not in manifest.files:
             raise PackError(f"{MANIFEST} does not list {name}.", _ANEW)
-    payload = sum(4 * prod(shape) for shape in layouts.adapter_shapes(manifest).values())
-    limits = {
-        CONFIG: MAX_CONFIG_BYTES,
-        ADAPTER: min(payload + MAX_HEADER_BYTES, MAX_TENSOR_BYTES),
-        VALUES: MAX_TENSOR_BYTES,
-    }
-    files = {}
+    limits, files = _limits(manifest), {}
     for name, digest in manifest.files.items():
         if name not in FILES:
             raise PackError(f"{MANIFEST} lists {name}, which belongs to no pack.", _ANEW)
@@ -152,6 +171,11 @@ def _check_config(config: dict[str, Any], manifest: Manifest) -> str | None:
         if strict_json.dumps(found) != strict_json.dumps(implied):  # in Python True == 1 == 1.0
             raise PackError(f"{CONFIG}: {key} is {shown(found)}, but {MANIFEST} implies {shown(implied)}.", _ANEW)
     return base
+
+
+def _read_values(data: bytes | None, modules: int, edits: int) -> EditSource | None:
+    # of an edit, two tensors for each module at most
+    return None if data is None else read_source(read_tensors(data, VALUES, 2 * edits * modules), edits)
 
 
 def _read_evaluation(data: bytes | None) -> Evaluation | None:

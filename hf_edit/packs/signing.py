@@ -102,31 +102,36 @@ def verify_signature(folder: PlainFolder, public_key: str | os.PathLike[str]) ->
     """Check that the pack is as the owner of a key signed it.
 
     Raises:
-        SignatureError: it is not signed, by another key, does not cover the manifest, or a file was changed since.
-        PackError: the folder holds what the manifest does not list.
+        SignatureError: it is not signed, by another key, leaves out the manifest or what that lists, or a file was
+            changed since.
+        PackError: a folder that is of no cache holds what the manifest does not list.
         ConfigError: model-signing is not installed, or the key cannot be read.
     """
     signature = read_signature(folder)
     if signature is None:
         raise SignatureError(f"{folder.path} is not signed.", f"Ask its author for {SIGNATURE}.")
-    check_listing(folder.path, os.listdir(folder.path), Manifest.from_bytes(folder.read(MANIFEST)).files)
-    verifying = _model_signing().verifying
+    listed = Manifest.from_bytes(folder.read(MANIFEST)).files
+    if not folder.cached:  # a cache holds what else was fetched, not what is in the repository: `Place.entries` tells
+        check_listing(folder.path, os.listdir(folder.path), listed)
+    library = _model_signing()
     with _explained(f"The public key {public_key} cannot be used", ConfigError, _MAKE_A_KEY):
-        config = verifying.Config().use_elliptic_key_verifier(public_key=os.fspath(public_key))
-    config.set_hashing_config(_hashing(folder.path, linked=folder.cached))
+        config = library.verifying.Config().use_elliptic_key_verifier(public_key=os.fspath(public_key))
+    # the files of a Hub cache are links, which reading has followed already
+    config.set_hashing_config(library.hashing.Config().set_allow_symlinks(folder.cached))
+    config.set_ignore_unsigned_files(True)
     remedy = "Do not use the pack, unless you know why: ask its author, and check that the key is the author's."
     with _explained(f"The signature of {folder.path} does not hold", SignatureError, remedy):
         config.verify(folder.path, folder.path / SIGNATURE)
-    if MANIFEST not in signature.files:
-        raise SignatureError(f"{SIGNATURE} holds, but it leaves out {MANIFEST}, which vouches for the rest.", remedy)
+    if left_out := sorted({MANIFEST, *listed} - set(signature.files)):
+        raise SignatureError(f"{SIGNATURE} holds, but it leaves out {', '.join(left_out)}.", remedy)
     return signature
 
 
-def _hashing(folder: Path, linked: bool = False) -> Any:
-    """What is signed; `linked`: the files of a Hub cache are links, which reading has followed already."""
+def _hashing(folder: Path) -> Any:
+    """What is signed."""
     config = _model_signing().hashing.Config()
     signatures = {name for name in os.listdir(folder) if name.endswith(SIGNATURE_ENDING)} | {SIGNATURE}
-    return config.set_ignored_paths(paths=[CARD, *sorted(signatures), ".cache"]).set_allow_symlinks(linked)
+    return config.set_ignored_paths(paths=[CARD, *sorted(signatures), ".cache"])
 
 
 def _model_signing() -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 
 from hf_edit.edits import Edit, EditSet
 from hf_edit.packs.manifest import Edits, sha256
@@ -15,6 +16,7 @@ from hf_edit.packs.pack import EditPack
 from tests.cli.conftest import Command, failed
 from tests.loopback_hub import REAL_CLIENT, LoopbackHub, loopback_hub  # noqa: F401
 from tests.packs.make import make_pack
+from tests.packs.test_signing import write_keys
 from tests.tiny import tiny_model
 
 
@@ -86,6 +88,23 @@ def test_what_a_repository_holds_beside_the_pack_is_told_though_it_is_not_fetche
     entry = extra.partition("/")[0]
     failed(hf_edit("verify", "me/pack"), f"me/pack holds what the manifest does not list: {entry}", "hf-edit pull")
     assert json.loads(hf_edit("inspect", "me/pack", "--json").stdout)["unlisted_files"] == [entry]
+
+
+def test_a_signature_holds_whatever_else_of_the_repository_was_fetched(
+    hub: LoopbackHub, hf_edit: Command, pack: Path, tmp_path: Path
+) -> None:
+    ec = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ec")
+    pytest.importorskip("model_signing")
+    secret, public = write_keys(tmp_path, "mine", ec.generate_private_key(ec.SECP256R1()))
+    shutil.copytree(pack, tmp_path / "pack")
+    hf_edit("sign", tmp_path / "pack", "--private-key", secret)
+    hf_edit("push", tmp_path / "pack", "me/pack")
+    hf_edit("push", pack, "me/pack", "--subfolder", "other")
+    hub.upload("me/pack", {"LICENSE": b"MIT"})
+    snapshot_download("me/pack")
+    assert "signed by mine.pub" in hf_edit("verify", "me/pack", "--public-key", public).stdout
+    hub.upload("me/pack", {"config.json": b"{}"})
+    failed(hf_edit("verify", "me/pack", "--public-key", public), "does not list: config.json")
 
 
 def test_what_a_repository_holds_cannot_be_told_offline(

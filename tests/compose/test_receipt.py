@@ -162,6 +162,23 @@ def test_hostile_receipts_are_refused_and_change_nothing(
     unmerge(model, receipt)
 
 
+def test_a_receipt_that_would_not_be_read_is_not_written(
+    merged: tuple[Any, MergeReceipt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_edit.files.reading.MAX_TENSOR_BYTES", 100)
+    with pytest.raises(PackError, match="more than the 100 that are read"):
+        merged[1].save(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_header_beyond_the_weights_is_refused(merged: tuple[Any, MergeReceipt], tmp_path: Path) -> None:
+    merged[1].save(tmp_path)
+    path = tmp_path / "merge_receipt" / "before.safetensors"
+    save_file(load_file(path), path, metadata={"x": "y" * (2 << 20)})
+    with pytest.raises(PackError, match="more than"):
+        MergeReceipt.load(tmp_path)
+
+
 def test_a_folder_that_holds_something_else_is_not_written_over(
     merged: tuple[Any, MergeReceipt], tmp_path: Path
 ) -> None:

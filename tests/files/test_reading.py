@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_edit.errors import PackError
-from hf_edit.files.reading import MAX_HEADER_BYTES, PlainFolder, read_tensors, write_tensors
+from hf_edit.files.reading import (
+    MAX_HEADER_BYTES,
+    MAX_TENSOR_BYTES,
+    PlainFolder,
+    header_limit,
+    read_tensors,
+    write_tensors,
+)
 
 
 GOOD = write_tensors({"a": torch.arange(6.0).reshape(2, 3), "b": torch.arange(4)})
@@ -52,6 +59,35 @@ def test_unsound_tensors_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(PackError, match=message) as caught:
         read_tensors(data, "x.safetensors")
     assert "x.safetensors" in caught.value.message and caught.value.remedy
+
+
+def test_a_header_is_bounded_by_the_tensors_that_there_may_be() -> None:
+    empty = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    long = with_header({"__metadata__": {"x": "y" * (3 << 20)}, "a": empty})
+    for most, refused in ((1, True), (2000, True), (3000, False), (None, False)):
+        if refused:
+            with pytest.raises(PackError, match=f"header of .* more than {header_limit(most)}"):
+                read_tensors(long, "x", most)
+        else:
+            assert list(read_tensors(long, "x", most)) == ["a"]
+
+
+def test_values_of_thousands_of_edits_are_read() -> None:
+    layers, tokens, width = 4, 2000, 4096
+    assert MAX_TENSOR_BYTES > 1000 * layers * tokens * width * 4
+    entry = (
+        '"10999.language_model.model.layers.47.mlp.down_proj.positions":{"dtype":"I64","shape":[123],"data_offsets":'
+    )
+    tensors = 2 * 11_000 * 16
+    assert header_limit(tensors) > tensors * len(f"{entry}[123456789012,123456789012]}},")
+
+
+@pytest.mark.parametrize(("limit", "said"), [("MAX_HEADER_BYTES", "a header"), ("MAX_TENSOR_BYTES", "a file")])
+def test_what_would_not_be_read_is_not_written(limit: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"hf_edit.files.reading.{limit}", 100)
+    with pytest.raises(PackError, match=f"2 tensors make {said} of .* more than the 100") as caught:
+        write_tensors({"a": torch.zeros(100), "b": torch.zeros(4)})
+    assert "values=False" in caught.value.remedy
 
 
 @settings(deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import yaml
 
 from hf_edit.hub.card import BEGIN, END, MAX_ENTRIES, merged_card
@@ -48,6 +49,45 @@ def test_a_card_of_somebodys_own_keeps_its_text_above() -> None:
     metadata, above, between, _ = parts(merged_card(NEW, b"---\nlicense: mit\n---\n\n# Mine\n\nText.\n"))
     assert (metadata["license"], above) == ("mit", "# Mine\n\nText.")
     assert between.startswith("# Two edits")
+
+
+def test_what_the_owner_wrote_here_is_kept_where_nothing_is_there() -> None:
+    mine = merged_card(NEW, b"---\nlicense: mit\n---\n\n# Mine\n").replace(END.encode(), f"{END}\n\nAsk me.".encode())
+    assert merged_card(mine, None) == mine
+    for published in (merged_card(NEW, None), b"---\nlanguage: en\n---\n"):
+        metadata, above, between, below = parts(merged_card(mine, published))
+        assert (above, between, below) == ("# Mine", "# Two edits\n\n| a | b |", "Ask me.")
+        assert metadata["license"] == "mit"
+    _, above, _, below = parts(merged_card(mine, b"Theirs."))
+    assert (above, below) == ("Theirs.", "Ask me.")
+
+
+def test_tags_that_hf_edit_sets_are_those_of_the_new_card() -> None:
+    old = merged_card(NEW.replace(b"- hf-edit", b"- hf-edit\n- lora"), b"---\ntags: [medical]\n---\n")
+    assert parts(old)[0]["tags"] == ["medical", "hf-edit", "lora"]
+    assert parts(merged_card(NEW, old))[0]["tags"] == ["medical", "hf-edit"]
+
+
+@pytest.mark.parametrize(
+    ("odd", "kept"),
+    [
+        (b"---\nlicense: [mit\n---\n\nMine.", "license: [mit"),
+        (b"---\n- mit\n---\n\nMine.", "- mit"),
+        (b"---\n1: one\n---\n\nMine.", "1: one"),
+        (b"\xff\xfe Mine.", "Mine."),
+        (b"--- Mine.", "--- Mine."),
+        ("\ufeff---\nlicense: mit\n---\nMine.".encode(), "Mine."),
+        (b"---\ntags:\n- {a: b}\n- mine\n---\nMine.", "Mine."),
+    ],
+)
+def test_whatever_a_card_is_nothing_of_it_is_lost(odd: bytes, kept: str) -> None:
+    for card in (merged_card(NEW, odd), merged_card(merged_card(NEW, odd), None)):
+        metadata, above, between, _ = parts(card)
+        assert kept in above and "Mine." in above and between == "# Two edits\n\n| a | b |"
+        assert metadata["base_model"] == "org/base"
+    if b"\xbb" in odd:
+        assert metadata["license"] == "mit"
+    parts(merged_card(odd, None))
 
 
 def test_figures_do_not_outlive_their_pack() -> None:

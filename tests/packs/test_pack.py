@@ -29,6 +29,7 @@ from hf_edit.packs.manifest import LAYOUTS, sha256
 from hf_edit.packs.pack import EditPack
 from hf_edit.prompting import PromptFormat
 from hf_edit.solvers.low_rank import LowRankDelta
+from tests.packs.hostile import in_header
 from tests.packs.make import EDITS as TAUGHT
 from tests.packs.make import make_pack, measured, random_deltas, same_pack, sparse_deltas
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
@@ -66,6 +67,38 @@ def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PackError, match="'sideways'.*portable, compact, bf16"):
         make_pack(tiny_model()).save_pretrained(tmp_path / "pack", layout="sideways")
     assert not (tmp_path / "pack").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "name"),
+    [
+        ("files.reading.MAX_HEADER_BYTES", 700, "tensors make a header"),
+        ("packs.contents.MAX_TENSOR_BYTES", 500, ADAPTER),
+        ("packs.contents.MAX_JSON_BYTES", 100, EDITS),
+        ("packs.contents.MAX_JSON_BYTES", 1000, EVALUATION),
+        ("packs.contents.MAX_CONFIG_BYTES", 1000, MANIFEST),
+    ],
+)
+def test_what_would_not_be_read_is_not_saved(
+    limit: str, most: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = measured(make_pack(tiny_model()))
+    pack.save_pretrained(tmp_path, values=False)
+    before = saved(tmp_path)
+    monkeypatch.setattr(f"hf_edit.{limit}", most)
+    with pytest.raises(PackError, match=f"{name}.* more than the {most} that are read") as caught:
+        pack.save_pretrained(tmp_path)
+    assert "fewer edits" in caught.value.remedy and saved(tmp_path) == before
+
+
+def test_values_with_a_header_beyond_their_edits_are_refused(tmp_path: Path) -> None:
+    make_pack(tiny_model()).save_pretrained(tmp_path)
+    for name in (ADAPTER, VALUES):
+        shutil.copytree(tmp_path, tmp_path.with_name(name))
+        in_header(name, lambda header: header.update(__metadata__={"x": "y" * (2 << 20)}))(tmp_path.with_name(name))
+        reseal(tmp_path.with_name(name))
+        with pytest.raises(PackError, match=f"{name} .* more than"):
+            EditPack.from_pretrained(tmp_path.with_name(name))
 
 
 def test_a_pack_in_a_subfolder(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from hf_edit.hub.card import BEGIN
 from hf_edit.packs.pack import EditPack
 from hf_edit.packs.sharing import publish_folder, pull
 from tests.loopback_hub import REAL_CLIENT, LoopbackHub, loopback_hub  # noqa: F401
-from tests.packs.make import make_pack, same_pack
+from tests.packs.make import make_pack, same_pack, sparse_deltas
 from tests.tiny import tiny_model
 
 
@@ -233,6 +233,30 @@ def test_a_folder_goes_there_and_back_byte_for_byte(hub: LoopbackHub, pack: Edit
     pull("me/other", tmp_path / "out")  # replaces the pack that is there
     assert len(EditPack.from_pretrained(tmp_path / "out").deltas) == 1
     shutil.rmtree(tmp_path / "out")
+
+
+def test_a_card_that_was_pulled_and_edited_goes_to_another_repository(
+    hub: LoopbackHub, pack: EditPack, tmp_path: Path
+) -> None:
+    pack.save_pretrained(tmp_path / "first")
+    publish_folder(tmp_path / "first", "me/pack")
+    pull("me/pack", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    card = card.replace(BEGIN, f"Made with care.\n\n{BEGIN}").replace("---\n", "---\nlicense: mit\n", 1)
+    (tmp_path / "out" / "README.md").write_text(f"{card}\nAsk me.\n", encoding="utf-8")
+    for repository in ("me/copy", "me/pack", "me/pack"):
+        publish_folder(tmp_path / "out", repository)
+        text = hub.files(repository)["README.md"].decode()
+        assert all(text.count(mine) == 1 for mine in ("Made with care.", "Ask me.", "license: mit"))
+        assert text.count("# Edit pack:") == 1
+
+
+def test_a_sparse_pack_is_not_tagged_as_lora_after_a_portable_one(hub: LoopbackHub) -> None:
+    model = tiny_model()
+    few = make_pack(model, deltas=sparse_deltas(model, (2, 3)))
+    for layout, tagged in (("portable", True), ("sparse", False)):
+        few.push_to_hub("me/pack", layout=layout)
+        assert ("- lora\n" in hub.files("me/pack")["README.md"].decode()) is tagged
 
 
 def test_a_damaged_folder_is_not_published(hub: LoopbackHub, pack: EditPack, tmp_path: Path) -> None:

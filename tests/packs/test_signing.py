@@ -125,6 +125,23 @@ def test_a_signature_that_leaves_the_manifest_out_vouches_for_nothing(pack: Path
         verify_signature(PlainFolder(pack), keys[1])
 
 
+def test_a_signature_that_leaves_out_what_the_manifest_lists(pack: Path, keys: tuple[Path, Path]) -> None:
+    from model_signing import hashing, signing
+
+    ignoring = hashing.Config().set_ignored_paths(paths=[ADAPTER, EDITS, CARD, SIGNATURE])
+    config = signing.Config().use_elliptic_key_signer(private_key=keys[0]).set_hashing_config(ignoring)
+    config.sign(pack, pack / SIGNATURE)
+    with pytest.raises(SignatureError, match=f"leaves out {ADAPTER}, {EDITS}"):
+        verify_signature(PlainFolder(pack), keys[1])
+
+
+def test_a_signed_file_that_is_gone(pack: Path, keys: tuple[Path, Path]) -> None:
+    sign(pack, keys[0])
+    (pack / ADAPTER).unlink()
+    with pytest.raises(SignatureError, match="does not hold"):
+        verify_signature(PlainFolder(pack), keys[1])
+
+
 def test_what_the_library_itself_signs_is_verified(pack: Path, keys: tuple[Path, Path]) -> None:
     from model_signing import signing
 
@@ -201,6 +218,11 @@ def test_a_pack_in_the_hubs_cache(pack: Path, keys: tuple[Path, Path], tmp_path:
     for name in os.listdir(tmp_path / "repo" / "blobs"):
         (snapshot / name).symlink_to(f"../../blobs/{name}")
     verify_signature(PlainFolder(snapshot, within=tmp_path / "repo"), keys[1])
+    (tmp_path / "repo" / "blobs" / "0").write_text("MIT")
+    (snapshot / "LICENSE").symlink_to("../../blobs/0")
+    (snapshot / "other").mkdir()
+    (snapshot / "other" / MANIFEST).symlink_to("../../../blobs/0")
+    verify_signature(PlainFolder(snapshot, within=tmp_path / "repo"), keys[1])
     with pytest.raises(PackError, match="symbolic link"):
         verify_signature(PlainFolder(snapshot), keys[1])
 
@@ -218,6 +240,13 @@ def test_without_the_package_the_extra_is_named(
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(ConfigError, match=r"pip install 'hf-edit\[signing\]'"):
         sign(pack, keys[0])
+
+
+def test_what_else_lies_in_a_folder_is_told(pack: Path, keys: tuple[Path, Path]) -> None:
+    sign(pack, keys[0])
+    (pack / "LICENSE").write_text("MIT")
+    with pytest.raises(PackError, match="does not list: LICENSE"):
+        verify_signature(PlainFolder(pack), keys[1])
 
 
 def test_another_signature_beside_it_is_nobodys_business(pack: Path, keys: tuple[Path, Path]) -> None:
