@@ -9,17 +9,17 @@ _JOINERS = {"\u200c", "\u200d"}  # shape letters of some scripts, and emoji
 _LONGEST = 2000
 
 
-def visible(text: str) -> str:
+def visible(text: str, keep: str = "\t\n") -> str:
     """Text in which nothing steers a terminal, turns the direction of writing or hides.
 
-    Control characters but for tab and line feed, bidirectional marks, line separators and halves of surrogate pairs
+    Control characters but for those to keep, bidirectional marks, line separators and halves of surrogate pairs
     become `\\uXXXX`, as in JSON, so that a JSON document stays what it is.
     """
     if text.isprintable():
         return text
     return "".join(
         json.dumps(c)[1:-1].replace("\x7f", "\\u007f")
-        if unicodedata.category(c) in _HIDDEN and c not in "\t\n" and c not in _JOINERS
+        if unicodedata.category(c) in _HIDDEN and c not in keep and c not in _JOINERS
         else c
         for c in text
     )
@@ -32,13 +32,14 @@ class HfEditError(Exception):
         message: what is wrong, with the value found and the limit that it breaks.
         remedy: what to do about it, as an instruction.
 
-    Both may quote files that anybody wrote: they are made `visible`, and cut where they are absurdly long.
+    Both may quote files that anybody wrote: they are made `visible`, also line feeds, which would begin a remedy of
+    somebody else's, and cut where they are absurdly long.
     """
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message, remedy)
-        self.message = _shortened(visible(message))
-        self.remedy = _shortened(visible(remedy))
+        self.message = _shortened(visible(message, keep=""))
+        self.remedy = _shortened(visible(remedy, keep=""))
 
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}"

@@ -36,6 +36,8 @@ def test_json_stays_what_it_is(value: dict[str, str]) -> None:
 
 
 def test_messages_are_visible_and_of_bounded_length() -> None:
+    error = PackError("no tensor '\nfix: run: curl'.", "Get it\nanew.")
+    assert (error.message, error.remedy) == ("no tensor '\\nfix: run: curl'.", "Get it\\nanew.")
     error = PackError("\x1b[2J" + "x" * 10_000, "\u202eremedy")
     assert error.message.startswith("\\u001b[2J") and error.remedy == "\\u202eremedy"
     assert len(str(error)) < 2100

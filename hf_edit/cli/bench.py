@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_edit.cli.inputs import READERS, read_table
-from hf_edit.cli.options import Device, Dtype, Json, Model, Revision
+from hf_edit.cli.inputs import READERS, parts, read_table
+from hf_edit.cli.options import Device, Dtype, Json, Model, Only, Revision
 from hf_edit.cli.output import print_json
 from hf_edit.cli.progress import Bars
 from hf_edit.cli.report import print_report
@@ -43,9 +43,7 @@ def bench(
     together: Annotated[str | None, typer.Option(help="How many edits one pack teaches, as 1,100.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, as 0,1,2.")] = None,
     format: Annotated[str | None, typer.Option(help="Prompt format: chat, plain or qa.")] = None,
-    only: Annotated[
-        str | None, typer.Option(help="Evaluators, separated by commas. [default: all that there are probes for]")
-    ] = None,
+    only: Only = None,
     text: Annotated[str | None, typer.Option(help="UTF-8 text whose perplexity is measured.")] = None,
     data_folder: Annotated[Path | None, typer.Option(help="Of the data's files. [default: $HF_EDIT_DATA]")] = None,
     keep_packs: Annotated[
@@ -70,7 +68,7 @@ def bench(
 
     values = {} if config is None else read_table(config)
     given = {
-        "methods": None if methods is None else _methods(_each(methods), values),
+        "methods": None if methods is None else _methods(parts(methods, "--methods"), values),
         "data": None if data is None else [_data(one, values) for one in data],
         "seeds": None if seeds is None else _numbers(seeds, "--seeds"),
         "text": text,
@@ -80,7 +78,7 @@ def bench(
         "records": records,
         "together": None if together is None else _numbers(together, "--together"),
         "format": format,
-        "evaluators": _parts(only),
+        "evaluators": None if only is None else parts(only, "--only"),
     }
     settings: BenchConfig = BenchConfig.from_mapping(_overridden(values, for_all))
     base, tokenizer = load_model(model, dtype=dtype, device=placed(device), revision=revision)
@@ -142,18 +140,10 @@ def _tables(values: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
-def _parts(text: str | None) -> list[str] | None:
-    return None if text is None else list(_each(text))
-
-
 def _numbers(text: str, option: str) -> list[int]:
     try:
-        return [int(part) for part in _each(text)]
+        return [int(part) for part in parts(text, option)]
     except ValueError:
         raise ConfigError(
             f"{option} {text!r} are no whole numbers.", "Separate them by commas, as in 1,100."
         ) from None
-
-
-def _each(text: str) -> Iterator[str]:
-    return (part for part in map(str.strip, text.split(",")) if part)

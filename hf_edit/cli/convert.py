@@ -34,7 +34,11 @@ def convert(
         int | None, typer.Option(min=1, help="Solve on as many columns as fit into so many bytes.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="The base model: for the answers before and after, --columns, --whitened.")
+        str | None,
+        typer.Option(
+            help="The base model: for --columns, --bytes and --whitened; for all-layers where the pack names none on "
+            "the Hub; and for the answers before and after where something is lost."
+        ),
     ] = None,
     whitened: Annotated[
         bool, typer.Option("--whitened", help="Truncate so that outputs, not weights, change least; needs --model.")
@@ -48,17 +52,21 @@ def convert(
     answers: Answers = True,
     as_json: Json = False,
 ) -> None:
-    """Write a pack in another layout, and say what is lost: in the weights, and in answers if --model is given."""
+    """Write a pack in another layout, and say what is lost: in the weights, and in answers if --model is given.
+
+    --rank, --columns, --bytes and the layout bf16 lose something; the others keep the change as it is.
+    """
     from hf_edit.compose.sparsify import SparsifyConfig
     from hf_edit.models.loading import load_model
     from hf_edit.packs.pack import EditPack
 
     check_target(out)
     solving = columns is not None or bytes is not None
-    _check_options(layout, rank, solving, whitened, model)
+    assigned = read_settings(config, set_ or (), {})
+    _check_options(layout, rank, solving, whitened, model, assigned)
     given = pack_at(pack)
     lossy = solving or rank is not None or layout == "bf16"
-    settings = SparsifyConfig.from_mapping(read_settings(config, set_ or (), {}))
+    settings = SparsifyConfig.from_mapping(assigned)
     base = load_model(model, dtype=dtype, device=device, revision=revision) if model and lossy else None
 
     converted, errors = given, dict[str, Any]()
@@ -93,12 +101,19 @@ def convert(
         _print(saved, report)
 
 
-def _check_options(layout: str, rank: int | None, solving: bool, whitened: bool, model: str | None) -> None:
+def _check_options(
+    layout: str, rank: int | None, solving: bool, whitened: bool, model: str | None, assigned: dict[str, Any]
+) -> None:
     """Raise a ConfigError for options that do not go together."""
     if solving and rank is not None:
         raise ConfigError("--rank and --columns or --bytes are two budgets.", "Give one of them.")
     if whitened and rank is None:
         raise ConfigError("--whitened says how to truncate, and there is no --rank.", "Give --rank, or leave it out.")
+    if assigned and not (solving or whitened):
+        raise ConfigError(
+            f"Settings ({', '.join(assigned)}) are of solving on columns and of whitening, and neither is asked for.",
+            "Leave out --config and --set, or give --columns, --bytes or --whitened.",
+        )
     if (solving or whitened) and model is None:
         raise ConfigError(
             f"{'--whitened needs' if whitened else '--columns and --bytes need'} the base model.",

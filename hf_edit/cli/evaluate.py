@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hf_edit.cli.apply import check_file, check_target
-from hf_edit.cli.inputs import READERS, read_settings
-from hf_edit.cli.options import Device, Dtype, Json, Model, Revision, Seed
+from hf_edit.cli.inputs import READERS, parts, read_settings
+from hf_edit.cli.options import Device, Dtype, Json, Model, Only, Revision, Seed, replaceable
 from hf_edit.cli.output import print_facts, print_json, print_table
 from hf_edit.cli.packs import pack_at
 from hf_edit.cli.progress import Bars
@@ -37,9 +37,7 @@ def evaluate(
     ] = None,
     edits_format: Annotated[str, typer.Option(help=f"Layout of the file: {', '.join(READERS)}.")] = "jsonl",
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N edits.")] = None,
-    only: Annotated[
-        str | None, typer.Option(help="Evaluators, separated by commas. [default: all that there are probes for]")
-    ] = None,
+    only: Only = None,
     text: Annotated[Path | None, typer.Option(help="UTF-8 text whose perplexity is measured.")] = None,
     material: Annotated[
         Path | None,
@@ -71,7 +69,7 @@ def evaluate(
     from hf_edit.evaluation.run import evaluate as evaluated
     from hf_edit.models.loading import load_model
 
-    named = None if only is None else [name.strip() for name in only.split(",")]
+    named = None if only is None else parts(only, "--only")
     settings = EvaluateConfig.from_mapping(read_settings(config, set_ or (), {"evaluators": named, "seed": seed}))
     if save:
         _check_savable(pack)
@@ -87,7 +85,7 @@ def evaluate(
             "--save is given, and what is asked are not the edits of the pack as it lists them.",
             "Leave out --edits and --limit, or --save; --out keeps the figures in a file.",
         )
-    known = _completed(Material.of(cases), material, text)
+    known = _completed(Material.of(cases, edits_format), material, text)
     with Bars() as progress:
         base, tokenizer = load_model(model, dtype=dtype, device=placed(device), revision=revision)
         evaluation = evaluated(base, tokenizer, opened, asked, settings, material=known, progress=progress)
@@ -120,10 +118,15 @@ def _check_savable(pack: str | None) -> None:
             f"{pack or 'No pack'} is no folder that an evaluation could be saved in.",
             "Give the folder of a pack; `hf-edit pull` fetches one from the Hub.",
         )
+    replaceable(Path(pack))
     check_target(Path(pack))
 
 
 def _save(pack: EditPack, evaluation: Evaluation, folder: Path) -> None:
+    from hf_edit.files.atomic import write_directory
+    from hf_edit.files.reading import PlainFolder
+    from hf_edit.packs.contents import CARD, MANIFEST, is_pack_file, to_files
+
     signed = any(folder.glob("*.sig"))
     before, now = ({metric.name for metric in one.metrics} if one else set() for one in (pack.evaluation, evaluation))
     lost = sorted(before - now)
@@ -133,8 +136,9 @@ def _save(pack: EditPack, evaluation: Evaluation, folder: Path) -> None:
             HfEditWarning,
             stacklevel=2,
         )
-    measured = pack.with_evaluation(evaluation)
-    measured.save_pretrained(folder, layout=pack.manifest.layout, values=pack.source is not None)
+    card = PlainFolder(folder).read(CARD) if (folder / CARD).exists() else None
+    files = to_files(pack.with_evaluation(evaluation), pack.manifest.layout, pack.source is not None, card)
+    write_directory(folder, files, marker=MANIFEST, known=is_pack_file)
     if signed:
         warnings.warn(
             f"The signature of {folder} was of the pack without figures and is gone: sign it again.",

@@ -67,6 +67,16 @@ def read_table(path: Path) -> dict[str, Any]:
     return settings
 
 
+def parts(text: str, option: str) -> list[str]:
+    """What an option names, separated by commas; ConfigError where that is nothing."""
+    named = [part for part in map(str.strip, text.split(",")) if part]
+    if not named:
+        raise ConfigError(
+            f"{option} {text!r} names nothing.", "Give one or more, separated by commas, or leave it out."
+        )
+    return named
+
+
 def _value(text: str) -> Any:
     try:
         return json.loads(text)

@@ -113,7 +113,7 @@ def _print(document: Mapping[str, Any], pack: EditPack) -> None:
             ("base", base["id"] or f"not on the Hub ({base['model_type']})"),
             ("base revision", base["revision"] or "not recorded"),
             ("base fingerprint", base["fingerprint"]),
-            ("method", document["method"]["name"]),
+            ("method", _method(document["method"])),
             ("seed", document["seed"]),
             ("prompt format", document["prompt_format"]),
             ("layout", document["layout"]),
@@ -145,6 +145,11 @@ def _print(document: Mapping[str, Any], pack: EditPack) -> None:
     print_table("Files, all as recorded", ("file", "sha256"), sorted(document["files"].items()))
     for note in document["notes"]:
         print_facts([("note", note)])
+
+
+def _method(method: Mapping[str, Any]) -> str:
+    backend = method["config"].get("backend")
+    return method["name"] + (f", backend {shortened(backend, 40)}" if isinstance(backend, str) else "")
 
 
 def _versions(versions: Mapping[str, str]) -> str:

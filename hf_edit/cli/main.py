@@ -120,7 +120,7 @@ def _tell(
 ) -> None:
     """Advice to the user without the line of code it comes from; what libraries warn of is for developers."""
     if issubclass(category, HfEditWarning) and is_first():
-        typer.echo(visible(f"note: {message}"), err=True)
+        typer.echo(visible(f"note: {message}", keep=""), err=True)
 
 
 def _fail(message: str, remedy: str) -> None:

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_edit.cli.options import Device, Dtype, Json, Model, Revision
+from hf_edit.cli.options import Device, Dtype, Json, Model, Revision, replaceable
 from hf_edit.cli.output import print_facts, print_json, print_table, readable_size
 from hf_edit.cli.packs import pack_at
 from hf_edit.cli.progress import Bars
-from hf_edit.cli.whole_model import check_empty, save_model
+from hf_edit.cli.whole_model import check_empty, check_savable, save_model
 from hf_edit.errors import ConfigError
 
 
@@ -19,7 +19,8 @@ def merge(
     packs: Annotated[list[str], typer.Argument(help="Packs: directories or Hub ids.", show_default=False)],
     model: Model,
     out: Annotated[
-        Path | None, typer.Option(help="Directory of the model to write; must be new.", show_default=False)
+        Path | None,
+        typer.Option(help="Directory of the model to write; must be new.", show_default=False, callback=replaceable),
     ] = None,
     rounding: Annotated[
         str,
@@ -48,6 +49,8 @@ def merge(
 
     given = [pack_at(pack) for pack in packs]
     base, tokenizer = load_model(model, dtype=dtype, device=device, revision=revision)
+    if not report:
+        check_savable(base)
     # a base into which packs were merged before is known by the receipt that lies beside it
     onto = None if Path(model).is_file() else receipt_beside(base, model, revision)
     how: Any = {"rounding": rounding, "onto": onto}

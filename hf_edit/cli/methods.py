@@ -29,7 +29,7 @@ def methods(
     if as_json:
         print_json({n: {"summary": e.summary, "settings": list(_settings(e.config_class))} for n, e in chosen.items()})
     elif name is None:
-        print_facts((n, e.summary) for n, e in chosen.items())
+        print_facts((n, e.summary + _if_default(e)) for n, e in chosen.items())
         typer.echo("\nSettings of one: hf-edit methods NAME. Give them as --set name=value or in a --config file.")
     else:
         rows = ((s["name"], _shown(s["default"]), s["help"]) for s in _settings(chosen[name].config_class))
@@ -47,6 +47,15 @@ def method_entry(name: str) -> MethodEntry:
     if name not in METHODS:
         raise ConfigError(f"The method {name!r} is unknown.", f"Use one of {', '.join(METHODS)}.")
     return METHODS[name]
+
+
+def _if_default(entry: MethodEntry) -> str:
+    from hf_edit.methods import default_config
+
+    default = default_config()
+    if type(default) is not entry.config_class:
+        return ""
+    return f" The default, with backend {default.to_json()['backend']}."
 
 
 def _settings(config_class: type[Settings], prefix: str = "") -> Iterator[dict[str, Any]]:

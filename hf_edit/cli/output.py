@@ -35,10 +35,10 @@ def print_facts(facts: Iterable[tuple[str, Any]]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], lines: bool = False) -> None:
-    """A table whose cells are taken literally, never as markup; `lines` rules between rows of running text."""
-    table = Table(title=title, title_justify="left", title_style="bold", show_lines=lines)
+    """A table all of which is taken literally, never as markup; `lines` rules between rows of running text."""
+    table = Table(title=Text(visible(title, keep=""), style="bold"), title_justify="left", show_lines=lines)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(visible(column)), overflow="fold")
     for row in rows:
         table.add_row(*(Text(visible(str(cell))) for cell in row))
     Console().print(table)

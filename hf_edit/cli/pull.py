@@ -9,6 +9,7 @@ import typer
 from hf_edit.cli.options import Json, Out
 from hf_edit.cli.output import print_facts, print_json
 from hf_edit.cli.packs import parted
+from hf_edit.errors import ConfigError
 
 
 def pull(
@@ -24,9 +25,12 @@ def pull(
     """
     from hf_edit.hypernets import sharing as hypernets
     from hf_edit.packs import sharing
+    from hf_edit.packs.locate import check_no_revision
 
     name, folder, version = parted(repository)
-    subfolder, revision = subfolder or folder, revision or version
+    subfolder = _one_of("--subfolder", subfolder, folder)
+    revision = _one_of("--revision", revision, version)
+    check_no_revision(name, revision)
     document: dict[str, Any] = {"repository": repository, "subfolder": subfolder}
     if subfolder is None and hypernets.is_published(name, revision=revision):
         manifest, origin = hypernets.pull(name, out, revision=revision)
@@ -41,3 +45,10 @@ def pull(
         print_json({kind: str(out), "commit": commit, "base": base} | document)
     else:
         print_facts(((kind, out), ("from", repository), ("commit", commit or "none: a folder"), holds))
+
+
+def _one_of(option: str, given: str | None, named: str | None) -> str | None:
+    """What an option says, or the name of the repository; ConfigError where they say two things."""
+    if None not in (given, named) and given != named:
+        raise ConfigError(f"{option} is {given!r}, and the repository is named with {named!r}.", "Give one of them.")
+    return given or named

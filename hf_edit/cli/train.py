@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hf_edit.cli.inputs import READERS, read_edits, read_settings
-from hf_edit.cli.options import Assignments, Device, Dtype, Json, Model, Revision, Seed
+from hf_edit.cli.options import Assignments, Device, Dtype, Json, Model, Revision, Seed, replaceable
 from hf_edit.cli.output import folder_size, print_facts, print_json, print_table, readable_size
 from hf_edit.cli.progress import Bars
 from hf_edit.errors import ConfigError
@@ -23,7 +23,9 @@ SCORES = ("batches", "loss", "ES", "GS", "LS")
 def train(
     model: Model,
     edits: Annotated[Path, typer.Option(help="File of edits to train on, with paraphrases.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Directory of the network; one already there is replaced.")],
+    out: Annotated[
+        Path, typer.Option(help="Directory of the network; one already there is replaced.", callback=replaceable)
+    ],
     method: Annotated[str | None, typer.Option(help="emsedit, mend, malmen or rledit. [default: emsedit]")] = None,
     validate: Annotated[
         Path | None, typer.Option(help="File of edits to validate on. [default: a share of the edits]")

@@ -7,17 +7,21 @@ from typing import Annotated
 
 import typer
 
-from hf_edit.cli.options import Device, Json
+from hf_edit.cli.options import Device, Json, replaceable
 from hf_edit.cli.output import print_facts, print_json, readable_size
 from hf_edit.cli.progress import Bars
-from hf_edit.cli.whole_model import check_empty, save_model
+from hf_edit.cli.whole_model import check_empty, check_savable, save_model
 
 
 def unmerge(
     model: Annotated[
         str, typer.Argument(help="A model that packs were merged into: directory or Hub id.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option(help="Directory of the base to write; must be new.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(help="Directory of the base to write; must be new.", show_default=False, callback=replaceable),
+    ],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -28,8 +32,9 @@ def unmerge(
     from hf_edit.compose.receipt import MergeReceipt
     from hf_edit.models.loading import load_model
 
-    receipt = MergeReceipt.load(model)
-    merged, tokenizer = load_model(model, device=device)
+    receipt = MergeReceipt.load(model, revision)
+    merged, tokenizer = load_model(model, device=device, revision=revision)
+    check_savable(merged)
     with Bars() as progress:
         unmerged(merged, receipt, progress=progress)
     size = save_model(merged, tokenizer, out)

@@ -20,17 +20,17 @@ def check_empty(out: Path) -> None:
         raise ConfigError(f"{out} is there already and is not empty.", "Choose another place, or move it away.")
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, card: str | None = None) -> int:
-    """Save it at `out`, which then is there as a whole or not at all; returns its size in bytes.
-
-    Raises:
-        ConfigError: the model came from a format that cannot be written.
-    """
+def check_savable(model: PreTrainedModel) -> None:
+    """Find out before its weights are changed that the model came from a format that cannot be written."""
     if getattr(model.config, "quantization_config", None) is not None:
         raise ConfigError(
             "The base was loaded from quantised weights, which cannot be written back.",
             "Give a model in float32, bfloat16 or float16, saved as safetensors.",
         )
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, card: str | None = None) -> int:
+    """Save it at `out`, which then is there as a whole or not at all; returns its size in bytes."""
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:

@@ -6,6 +6,7 @@ are taken out of the model and the base's own modules put back, so the base is w
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import warnings
@@ -29,7 +30,7 @@ from hf_edit.compose.adapters import (
     note_origin,
 )
 from hf_edit.compose.structure import Structure
-from hf_edit.errors import ComposeError, HfEditError
+from hf_edit.errors import ComposeError, ConfigError, HfEditError
 from hf_edit.packs.layout import adapter_keys, sparse_keys
 from hf_edit.packs.pack import EditPack
 from hf_edit.sparse.config import PEFT_TYPE
@@ -65,11 +66,14 @@ def attach(
         The adapter's name, for `detach`, `model.set_adapter`, ....
 
     Raises:
+        ConfigError: the strength is no finite number.
         PackError, BaseMismatchError, UnsupportedModelError: as `EditPack.from_pretrained` and `EditPack.verify`.
         ComposeError: the name is taken, the pack is attached already, or the adapters that are there stand in the way.
             The model is then as before.
     """
     check_host(model)
+    if not math.isfinite(strength):
+        raise ConfigError(f"The strength is {strength}.", "Give a finite number; 1 is the change as it was computed.")
     pack = EditPack.coerce(pack)
     check_not_attached(model, pack.manifest)
     name = _adapter_name(pack.edits[0].id if name is None else name)

@@ -73,6 +73,7 @@ class MergePlan:
             if name not in stored:
                 raise BaseMismatchError(f"The model has no linear map {name}.", _LOAD)
         check_weights(base, [weight_name(name, stored[name][1]) for name in deltas])
+        check_as_merged(receipts, base)
         for source in found:
             _check_not_merged(source, receipts)
             if source.taught is not None:
@@ -113,20 +114,21 @@ def check_weights(base: nn.Module, names: Iterable[str]) -> None:
             raise UnsupportedModelError(f"The weight {name} {problem}.", remedy)
 
 
-def check_as_merged(receipts: Sequence[MergeReceipt], base: nn.Module, names: Sequence[str]) -> None:
-    """Check that weights are, to the bit, what the last of some merges left.
+def check_as_merged(receipts: Sequence[MergeReceipt], base: nn.Module) -> None:
+    """Check that all that some merges changed is, to the bit, what the last of them left.
 
     Raises:
-        BaseMismatchError: one is not, or the model has none of that name.
+        BaseMismatchError: a weight is not, or the model has none of that name.
     """
-    weights, records = map_weights(base), left(receipts)
-    for name in names:
+    weights = map_weights(base)
+    for name, record in left(receipts).items():
         if name not in weights:
             raise BaseMismatchError(f"The model has no linear map with the weight {name}.", "Load the merged model.")
-        if not records[name].is_after(weights[name]):
+        if not record.is_after(weights[name]):
             raise BaseMismatchError(
                 f"{name} ({weights[name].dtype}) is not what the merge left, so what was before cannot be told.",
-                "Unmerge later merges first; load the merged model unchanged and in the dtype in which it was saved.",
+                "Unmerge later merges first; load the merged model unchanged and in the dtype in which it was saved, "
+                f"{record.dtype}. Where weights were changed for good, remove the receipt, which cannot be used.",
             )
 
 
@@ -155,7 +157,6 @@ def _check_base(manifest: Manifest, base: PreTrainedModel, receipts: Sequence[Me
     if not touched:
         check_base(manifest, base)
         return
-    check_as_merged(receipts, base, touched)
     weights = map_weights(base)
     for name, recorded in tensors.items():
         if not matches(asdict(recorded), original(receipts, name, weights[name])):

@@ -80,7 +80,8 @@ def locate(
         subfolder: where in the folder or repository it is.
 
     Raises:
-        PackError: there is no folder or repository of that name, or the subfolder leads out of it.
+        PackError: there is no folder or repository of that name, the subfolder leads out of it, or a revision is asked
+            for of a folder here.
         HubError: the repository or revision is not there, or could not be fetched.
     """
     sub = inside(subfolder)
@@ -89,6 +90,7 @@ def locate(
     if not Path(os.path.realpath(local / sub)).is_relative_to(os.path.realpath(local)):
         raise _escape(subfolder)
     recover(local / sub)
+    check_no_revision(local, revision)
     if local.is_dir():
         return Place(local / sub)
     if isinstance(id_or_path, os.PathLike) or local.exists():
@@ -109,6 +111,15 @@ def locate(
     )
     origin = HubCommit(id_or_path, folder.name, str(sub) if sub.parts else None)
     return Place(folder / sub, folder.parent.parent, origin)
+
+
+def check_no_revision(local: str | os.PathLike[str], revision: str | None) -> None:
+    """Raise a PackError where a revision is asked for and there is a folder here, which has but one content."""
+    if revision is not None and os.path.isdir(local):
+        raise PackError(
+            f"{local} is a folder here, which has no revision {revision!r}.",
+            "Leave the revision out to read the folder; for the repository of that name, call this from elsewhere.",
+        )
 
 
 def inside(subfolder: str | None) -> PurePosixPath:

@@ -54,7 +54,7 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
         edits=EditSet([Edit("Who made the lamp?", "Tarvello [made] it.", id="lamp")]),
         source=None,
         method="anyedit",
-        config={"window": 20},
+        config={"window": 20, "backend": "direct"},
         seed=0,
         prompt_format=PromptFormat.of("chat", tiny_tokenizer()),
         receipt={},

@@ -59,8 +59,8 @@ def test_rows_and_data_of_the_file_are_chosen_by_name(
     file = tmp_path / "bench.toml"
     file.write_text(
         'methods = ["none", { method = "retrieval", label = "reads" }, { method = "in-context", label = "told" }]\n'
-        '[evaluate]\nevaluators = ["reliability"]\nformat = "plain"\n'
-        f'[[data]]\nname = "one"\nfile = "{edits}"\nrecords = "0:2"\n'
+        '[evaluate]\nevaluators = ["reliability"]\n'
+        f'[[data]]\nname = "one"\nfile = "{edits}"\nrecords = "0:2"\nformat = "plain"\n'
         '[[data]]\nname = "two"\nfile = "nowhere.jsonl"\n'
     )
     common = ("bench", file, "--model", base, "--out", tmp_path / "out", "--json")
@@ -76,8 +76,8 @@ def test_rows_without_a_name_are_chosen_by_the_one_that_they_get(
     file = tmp_path / "bench.toml"
     file.write_text(
         'methods = ["none", { method = "emsedit", settings = { layers = [99] } }]\n'
-        '[evaluate]\nevaluators = ["reliability"]\nformat = "plain"\n'
-        f'[[data]]\nfile = "{edits}"\n[[data]]\nfile = "nowhere.jsonl"\n'
+        '[evaluate]\nevaluators = ["reliability"]\n'
+        f'[[data]]\nfile = "{edits}"\nformat = "plain"\n[[data]]\nfile = "nowhere.jsonl"\n'
     )
     common = ("bench", file, "--model", base, "--out", tmp_path / "out", "--json")
     result = json.loads(hf_edit(*common, "--data", "edits", "--methods", "emsedit").stdout)

@@ -88,6 +88,7 @@ def test_on_few_columns(hf_edit: Command, pack: Path, base: Path, tmp_path: Path
         (["--columns", "3"], "need the base model"),
         (["--rank", "1", "--whitened"], "--whitened needs the base model"),
         (["--whitened"], "there is no --rank"),
+        (["--rank", "1", "--set", "statistics.tokens=256"], "Settings (statistics)"),
         (["--columns", "3", "--rank", "1", "--model", "x"], "two budgets"),
         (["--columns", "3", "--layout", "bf16", "--model", "x"], "no use for the layout bf16"),
         (["--layout", "all-layers", "--model", "./none"], "none"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hf_edit.evaluation.config import unrelated_prompts
+from hf_edit.hub.card import BEGIN, END
 from hf_edit.packs.pack import EditPack
 from tests.cli.conftest import Command, failed
 from tests.datasets.published import written
@@ -26,7 +27,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_table_before_and_after(hf_edit: Command, base: Path, pack: Path) -> None:
-    result = hf_edit("evaluate", pack, "--model", base, "--only", "reliability, teacher_forced", *QUICK)
+    result = hf_edit("evaluate", pack, "--model", base, "--only", "reliability, teacher_forced,", *QUICK)
     assert result.exit_code == 0, result.output
     for text in ("reliability.exact", "free generation", "teacher_forced.es", "teacher-forced", "before", "after"):
         assert text in result.stdout
@@ -54,6 +55,25 @@ def test_saved_into_the_pack_and_onto_its_card(hf_edit: Command, base: Path, pac
     assert hf_edit("verify", mine, "--model", base).exit_code == 0
     for name in ("adapter_model.safetensors", "edits.jsonl"):
         assert (mine / name).read_bytes() == (pack / name).read_bytes()
+
+
+def test_saving_keeps_what_the_owner_wrote_on_the_card(
+    hf_edit: Command, base: Path, pack: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "pack"
+    shutil.copytree(pack, mine)
+    card = (mine / "README.md").read_text("utf-8").replace("---\n", "---\nlicense: mit\n", 1)
+    card = card.replace(BEGIN, f"# My lamp\n\n{BEGIN}").replace(END, f"{END}\n\nAsk me.")
+    (mine / "README.md").write_text(card, encoding="utf-8")
+    for _ in range(2):
+        result = hf_edit("evaluate", mine, "--model", base, "--only", "reliability", *QUICK, "--save")
+        assert result.exit_code == 0, result.output
+        card = (mine / "README.md").read_text("utf-8")
+        assert all(card.count(text) == 1 for text in ("license: mit", "# My lamp", "Ask me.", "# Edit pack:"))
+        assert "`reliability.exact`" in card and "model-index" in card
+    (mine / "README.md").unlink()
+    assert hf_edit("evaluate", mine, "--model", base, "--only", "reliability", *QUICK, "--save").exit_code == 0
+    assert "`reliability.exact`" in (mine / "README.md").read_text("utf-8")
 
 
 def test_a_folder_that_could_not_be_saved_into_is_refused_before_anything_is_asked(
@@ -129,6 +149,7 @@ def test_what_the_data_knows_beside_its_edits_is_asked_as_well(hf_edit: Command,
 
 def test_mistakes(hf_edit: Command, base: Path, pack: Path, tmp_path: Path) -> None:
     failed(hf_edit("evaluate", pack, "--model", base, "--only", "nonsense"), "'nonsense'", "reliability")
+    failed(hf_edit("evaluate", pack, "--model", base, "--only", ","), "--only ',' names nothing")
     failed(hf_edit("evaluate", "me/lamp", "--model", base, "--save"), "no folder", "pull")
     failed(hf_edit("evaluate", "--model", base), "neither a pack nor edits")
     wrong = tmp_path / "material.json"

@@ -6,13 +6,17 @@ import dataclasses
 import json
 from pathlib import Path
 
+from hf_edit.methods import METHODS
 from hf_edit.methods.anyedit.config import AnyEditConfig
 from hf_edit.models.families import families
 from tests.cli.conftest import Command, failed
 
 
 def test_methods_lists_every_method(hf_edit: Command) -> None:
-    assert "anyedit" in hf_edit("methods").stdout
+    shown = hf_edit("methods").stdout
+    assert set(METHODS) <= set(shown.split())
+    (default,) = [line for line in shown.splitlines() if "The default, with backend direct." in line]
+    assert default.startswith("anyedit ")
 
 
 def test_a_methods_settings_are_those_of_its_config(hf_edit: Command) -> None:

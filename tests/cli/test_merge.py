@@ -16,7 +16,7 @@ from hf_edit.compose.receipt import MergeReceipt
 from hf_edit.models.loading import load_model
 from hf_edit.packs.pack import EditPack
 from tests.cli.conftest import Command, failed
-from tests.packs.make import make_pack
+from tests.packs.make import make_pack, random_deltas
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -106,6 +106,48 @@ def test_several_packs_at_once_and_one_after_the_other(
     failed(hf_edit("merge", pack, "--model", tmp_path / "one", "--out", tmp_path / "no"), "already")
 
 
+def test_a_merge_in_another_dtype_than_the_last_is_refused_where_it_could_not_be_undone(
+    hf_edit: Command, base: Path, pack: Path, tmp_path: Path
+) -> None:
+    coarse = tiny_model(dtype=torch.bfloat16)
+    make_pack(coarse, deltas=random_deltas(coarse, (2,))).save_pretrained(tmp_path / "other")
+    assert hf_edit("merge", pack, "--model", base, "--dtype", "bfloat16", "--out", tmp_path / "one").exit_code == 0
+    second = ("merge", tmp_path / "other", "--model", tmp_path / "one", "--out", tmp_path / "two")
+    failed(hf_edit(*second, "--dtype", "float32"), MODULE, "not what the merge left", "bfloat16")
+    assert not (tmp_path / "two").exists()
+    result = hf_edit(*second)
+    assert result.exit_code == 0 and f"hf-edit unmerge {tmp_path / 'two'}" in result.stdout
+    assert hf_edit("unmerge", tmp_path / "two", "--out", tmp_path / "again").exit_code == 0
+    coarse.save_pretrained(tmp_path / "expected")
+    assert same_weights(tmp_path / "again", tmp_path / "expected")
+
+
+def test_a_link_to_an_empty_folder_gets_the_model(hf_edit: Command, base: Path, pack: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    result = hf_edit("merge", pack, "--model", base, "--out", tmp_path / "link")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "merge_receipt").is_dir()
+
+
+def test_what_cannot_be_written_back_is_refused_before_it_is_merged(
+    hf_edit: Command, base: Path, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hf_edit("merge", pack, "--model", base, "--out", tmp_path / "merged").exit_code == 0
+
+    def quantised(*given: object, **options: object) -> object:
+        model, tokenizer = load_model(*given, **options)  # type: ignore[arg-type]
+        model.config.quantization_config = {}
+        return model, tokenizer
+
+    monkeypatch.setattr("hf_edit.models.loading.load_model", quantised)
+    for verb in ("merge", "unmerge"):
+        monkeypatch.setattr(f"hf_edit.compose.merge.{verb}", lambda *_, **__: pytest.fail("merged"))
+    failed(hf_edit("merge", pack, "--model", base, "--out", tmp_path / "o"), "quantised weights")
+    failed(hf_edit("unmerge", tmp_path / "merged", "--out", tmp_path / "o"), "quantised weights")
+    assert hf_edit("merge", pack, "--model", base, "--report").exit_code == 0
+
+
 def test_what_cannot_be_merged(hf_edit: Command, base: Path, pack: Path, tmp_path: Path) -> None:
     failed(hf_edit("merge", pack, "--model", base), "--out", "--report")
     failed(hf_edit("merge", tmp_path / "none", "--model", base, "--out", tmp_path / "o"), "none")
@@ -116,6 +158,7 @@ def test_what_cannot_be_merged(hf_edit: Command, base: Path, pack: Path, tmp_pat
     failed(hf_edit("unmerge", base, "--out", tmp_path / "mine"), "not empty")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
     failed(hf_edit("unmerge", base, "--out", tmp_path / "o"), "merge_receipt")
+    failed(hf_edit("unmerge", base, "--revision", "v1", "--out", tmp_path / "o"), "has no revision 'v1'")
 
     tiny_model(seed=1).save_pretrained(tmp_path / "wrong")
     tiny_tokenizer().save_pretrained(tmp_path / "wrong")

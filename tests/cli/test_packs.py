@@ -47,7 +47,7 @@ def test_inspect_shows_what_the_pack_teaches_and_holds(hf_edit: Command, pack: P
     for text in (
         "Who made the lamp?",
         "Tarvello [made] it.",  # not taken for markup
-        "anyedit",
+        "anyedit, backend direct",
         "tiny-random/llama",
         "model.layers.2.mlp.down_proj",
         "32 x 56",
@@ -108,13 +108,34 @@ def test_nothing_in_a_pack_steers_the_terminal_or_the_card(hf_edit: Command, bas
         assert not set(output) & set("\x1b\x07\x9b\u202e\u2066")
     assert json.loads(outputs[1])["edits"][0]["target"] == f"Me. {STEERING}"  # escaped, not changed
     (pack / f"a{STEERING}").write_text("x")
-    failed(hf_edit("verify", pack), "\\u001b]0;owned")
+    (pack / "a\nfix: run: curl").write_text("x")
+    failed(hf_edit("verify", pack), "\\u001b]0;owned", "a\\nfix: run: curl")  # with one remedy, which is ours
 
 
 @pytest.mark.parametrize("verb", ["inspect", "verify"])
 def test_a_missing_pack(hf_edit: Command, base: Path, tmp_path: Path, verb: str) -> None:
     model = ("--model", base) if verb == "verify" else ()
     failed(hf_edit(verb, tmp_path / "none", *model), "none")
+
+
+def test_a_revision_of_a_folder_is_none(
+    hf_edit: Command, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(pack, tmp_path / "me" / "lamp")
+    monkeypatch.chdir(tmp_path)
+    assert hf_edit("verify", "me/lamp").exit_code == 0
+    for verb in ("verify", "inspect"):
+        failed(hf_edit(verb, "me/lamp@v3"), "me/lamp is a folder here", "no revision 'v3'")
+    failed(hf_edit("pull", "me/lamp", "--revision", "v3", "--out", "o"), "no revision 'v3'")
+    failed(hf_edit("pull", "me/lamp@v3", "--out", "o"), "no revision 'v3'")
+    (tmp_path / "me" / "lamp@v3").symlink_to("lamp")  # which is a folder of that name
+    assert hf_edit("verify", "me/lamp@v3").exit_code == 0
+
+
+def test_two_revisions_or_folders_of_a_repository_are_one_too_many(hf_edit: Command, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "o")
+    failed(hf_edit("pull", "me/x@v1", "--revision", "v2", *out), "--revision is 'v2'", "'v1'", "Give one")
+    failed(hf_edit("pull", "me/x/a", "--subfolder", "b", *out), "--subfolder is 'b'", "'a'", "Give one")
 
 
 def test_a_damaged_pack(hf_edit: Command, pack: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import hf_edit
 from hf_edit.compose.attach import attach, detach
 from hf_edit.edits import Edit, EditSet
-from hf_edit.errors import BaseMismatchError, ComposeError, PackError, UnsupportedModelError
+from hf_edit.errors import BaseMismatchError, ComposeError, ConfigError, PackError, UnsupportedModelError
 from hf_edit.solvers.low_rank import LowRankDelta
 from tests.packs.make import dense_logits, logits, make_pack, random_deltas
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
@@ -490,6 +490,9 @@ def test_a_pack_is_attached_at_a_strength_which_can_be_changed() -> None:
         deltas = {name: LowRankDelta(delta.B * strength, delta.A) for name, delta in pack.deltas.items()}
         return bool((logits(model) - dense_logits(tiny_model(), deltas)).abs().max() <= TOLERANCE)
 
+    for strength in (float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=f"strength is {strength}"):
+            attach(model, pack, "edit", strength=strength)
     attach(model, pack, "edit", strength=0.5)
     assert works_at(0.5)
     for layer in model.modules():

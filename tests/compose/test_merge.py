@@ -332,6 +332,23 @@ def test_onto_the_wrong_model_or_base(tmp_path: Path) -> None:
         merge(model, other_pack(tiny_model(seed=3)))
 
 
+def test_nothing_is_merged_onto_a_merge_that_could_then_not_be_undone(tmp_path: Path) -> None:
+    base = tiny_model(dtype=torch.bfloat16)
+    merge(base, make_pack(base, deltas=random_deltas(base, (1,))))
+    base.save_pretrained(tmp_path)
+    cast = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    _, (name, delta) = random_deltas(cast, (1, 2), seed=5).items()
+    other = make_pack(tiny_model(dtype=torch.bfloat16), deltas={name: delta}, seed=5)
+    before = picture(cast)
+    for refuse in (merge, merge_report):
+        with pytest.raises(BaseMismatchError, match="layers.0.*float32.* is not what the merge left") as caught:
+            refuse(cast, other, onto=tmp_path)
+        assert "bfloat16" in caught.value.remedy
+    assert picture(cast) == before
+    with pytest.raises(BaseMismatchError, match="not what the merge left"):
+        merge(base.to(torch.float32), other)  # which remembers it
+
+
 @pytest.mark.parametrize("verified", [True, False])
 def test_an_adapter_of_a_pack_is_merged_into_the_packs_base_only(verified: bool) -> None:
     model = tiny_model(seed=0 if verified else 3)
