@@ -76,6 +76,11 @@ class EditableModel:
             experts: the output maps of fused experts are edited, where a block has them.
         """
         if isinstance(model, PeftModel):
+            if model.active_peft_config.is_prompt_learning:
+                raise UnsupportedModelError(
+                    "The model has an adapter of virtual tokens, which stand in front of every text.",
+                    "Edit the model without it: model.get_base_model().",
+                )
             model = model.get_base_model()
         if not isinstance(model, PreTrainedModel):
             raise UnsupportedModelError(

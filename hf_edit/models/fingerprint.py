@@ -106,14 +106,16 @@ def running_fingerprint(model: nn.Module) -> str:
 
 
 def _active_parts(name: str, module: nn.Module) -> Iterator[str]:
-    """Name, scale and weights of every adapter that changes what this module computes."""
+    """Name, scale, weights and buffers of every adapter that changes what this module computes."""
     if not isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) or module.disable_adapters:
         return
     for adapter in module.active_adapters:
-        for parameter_name, parameter in module.named_parameters():
-            if adapter in parameter_name.split("."):
-                scale = getattr(module, "scaling", {}).get(adapter)
-                yield f"{name}.{parameter_name} {scale} {_digest(parameter, torch.float32)}"
+        scale = getattr(module, "scaling", {}).get(adapter)
+        for own_name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if adapter in own_name.split("."):
+                as_weight = tensor.dtype in _WEIGHT_DTYPES
+                digest = _digest(tensor, torch.float32) if as_weight else tensor.tolist()  # such as columns
+                yield f"{name}.{own_name} {scale} {digest}"
 
 
 def _walk(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:

@@ -82,7 +82,7 @@ def reading_output(
     """Keep what leaves a linear, or a block whose residual stream has that layout."""
 
     def read(_: nn.Module, __: Any, output: Any) -> None:
-        into[key] = _shaped(tensor_of(output), batch, layout)
+        into[key] = _shaped(tensor_of(output), batch, layout).clone()  # some models add to it in place
 
     return hook(module.register_forward_hook(here(read)))
 
@@ -104,7 +104,7 @@ def side_path(module: nn.Module, delta: LowRankDelta | Tensor) -> Any:
         change = args[0].to(factors[0].dtype)
         for factor in factors:
             change = change @ factor.to(change.device).T
-        return output + change.to(output.dtype)
+        return (output + change).to(output.dtype)  # rounded once, as PEFT does
 
     return hook(module.register_forward_hook(here(add)))
 

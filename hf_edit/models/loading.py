@@ -95,6 +95,8 @@ def export_embedded(directory: str | os.PathLike[str]) -> Path:
     directory = Path(directory)
     if (directory / "config.json").is_file():
         return directory
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f"{directory} holds something else than a model.", "Name another folder, or empty it.")
     # found, not imported: its module needs a compiled runtime that is not wanted here
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
     if spec is None or spec.origin is None:
@@ -115,7 +117,11 @@ def export_embedded(directory: str | os.PathLike[str]) -> Path:
             plain.save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
         unfinished.chmod(0o755)
-        unfinished.rename(directory)
+        try:
+            unfinished.rename(directory)
+        except OSError:  # something is there by now
+            if not (directory / "config.json").is_file():
+                raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return directory

@@ -64,26 +64,17 @@ class Isotropic:
 
 
 def null_space_solve(columns: Columns, U0: Tensor, beta: float) -> LowRankDelta:
-    """The update for collected columns; arguments as for `null_space_update`."""
-    inside = columns.projected(U0).solve(Isotropic(U0, beta))
-    return LowRankDelta(inside.B, inside.A @ U0.T)
-
-
-def null_space_update(keys: Tensor, residuals: Tensor, preserved: Tensor, U0: Tensor, beta: float) -> LowRankDelta:
-    """The update inside range(U0) that moves the outputs at `keys` by `residuals` and keeps them at `preserved`.
+    """The update inside range(U0) that gives the outputs which the columns ask for, as far as that goes.
 
     Nothing of d_in x d_in is formed while the tokens are fewer than the basis.
 
     Args:
-        keys: K, (d_in, n)
-        residuals: R, (d_out, n)
-        preserved: K_p, (d_in, m), m may be 0
+        columns: keys (d_in, n) with residuals (d_out, n), and keys whose outputs are to stay.
         U0: (d_in, p), orthonormal columns, float64
         beta: > 0, in units of a squared key
 
     Returns:
         Factors in float64 of rank at most min(n, d_out, p).
     """
-    columns = Columns(residuals.shape[0], keys.shape[0])
-    columns.add(keys, residuals, preserved)
-    return null_space_solve(columns, U0, beta)
+    inside = columns.projected(U0).solve(Isotropic(U0, beta))
+    return LowRankDelta(inside.B, inside.A @ U0.T)

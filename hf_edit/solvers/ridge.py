@@ -186,22 +186,5 @@ class Columns:
         return LowRankDelta(R, A) if self._n_keys <= min(self.d_out, self.d_in) else with_identity(R @ A)
 
 
-def ridge_update(keys: Tensor, residuals: Tensor, preserved: Tensor, penalty: QuadraticPenalty) -> LowRankDelta:
-    """The update that moves the outputs at `keys` by `residuals` and keeps them at `preserved`.
-
-    Args:
-        keys: K, (d_in, n)
-        residuals: R, (d_out, n)
-        preserved: K_p, (d_in, m), m may be 0
-        penalty: G
-
-    Returns:
-        B = R and A = K^T (G + K K^T + K_p K_p^T)^-1, in float64; for n > min(d_out, d_in) a product of that rank.
-    """
-    columns = Columns(residuals.shape[0], keys.shape[0])
-    columns.add(keys, residuals, preserved)
-    return columns.solve(penalty)
-
-
 def _gram(X: Tensor) -> Tensor:
     return X @ X.T

@@ -28,6 +28,8 @@ from hf_edit.validation import shown
 CORPUS = "corpus.safetensors"
 WRITTEN = ("text", "questions")
 """What is kept of a corpus while it is written."""
+CHARACTERS, BORDER = 8, 64
+"""Of a text, looked at first for each token that is wanted; and tokens more than that, which a cut may change."""
 TOKENS_PER_INPUT = 5
 """Plain text where the settings name no number, in tokens per input of the widest map that edits change."""
 
@@ -139,7 +141,8 @@ def tokens_of(model: EditableModel, config: StatisticsConfig) -> int:
 
 def _given_text(prompts: PromptFormat, config: StatisticsConfig, rows: int) -> Tensor:
     """At most `rows` rows from the beginning of a file or data set."""
-    ids = prompts.text_ids(_dataset(config.text) if config.text.startswith("dataset:") else _file(config.text))
+    text = _dataset(config.text) if config.text.startswith("dataset:") else _file(config.text)
+    ids = _first_ids(prompts, text, rows * config.length)
     rows = min(rows, len(ids) // config.length)
     if rows == 0:
         raise StatisticsError(
@@ -147,6 +150,17 @@ def _given_text(prompts: PromptFormat, config: StatisticsConfig, rows: int) -> T
             "Give a longer text, or lower statistics.length.",
         )
     return torch.tensor(ids[: rows * config.length]).reshape(rows, config.length)
+
+
+def _first_ids(prompts: PromptFormat, text: str, count: int) -> tuple[int, ...]:
+    """The first `count` ids of a text, or all there are; little more of it is tokenised than that takes."""
+    size = CHARACTERS * count
+    while size < len(text):
+        ids = prompts.text_ids(text[:size])
+        if len(ids) >= count + BORDER:
+            return ids[:count]
+        size *= 2
+    return prompts.text_ids(text)[:count]
 
 
 def _file(path: str) -> str:

@@ -159,7 +159,7 @@ def first_words(questions: Sequence[str], count: int, seed: int) -> list[str]:
 def _asked(
     model: EditableModel, prompts: PromptFormat, openings: Sequence[str], choose: Choice
 ) -> list[tuple[str, bool]]:
-    """Per opening a question that begins so, and whether the model ended it.
+    """Per opening a question that begins so, and whether the model ended it; nothing of one that leaves no room.
 
     Without a chat template it ends with the first mark that ends a question, or with the line.
     """
@@ -167,15 +167,17 @@ def _asked(
     asking = turns or PromptFormat("plain", prompts.tokenizer)
     start = turns.user_turn_ids() if turns else asking.prompt_ids("")
     begun = [asking.text_ids(opening) for opening in openings]
-    written = continuations(
-        model.model, [(*start, *ids) for ids in begun], asking.stop_ids, MAX_QUESTION_TOKENS, choose
-    )
-    questions: list[tuple[str, bool]] = []
-    for ids, more in zip(begun, written, strict=True):
-        text, ended = asking.decode([*ids, *more]).strip(), 0 < len(more) < MAX_QUESTION_TOKENS
+    rows = [(*start, *ids) for ids in begun]
+    most, context = MAX_QUESTION_TOKENS, model.max_length
+    fitting = [i for i, row in enumerate(rows) if room_behind([row], most, context) == most]
+    written = continuations(model.model, [rows[i] for i in fitting], asking.stop_ids, most, choose) if fitting else []
+    questions = [("", True)] * len(rows)
+    for i, more in zip(fitting, written, strict=True):
+        ids = begun[i]
+        text, ended = asking.decode([*ids, *more]).strip(), 0 < len(more) < most
         if turns is None and (mark := QUESTION_END.search(text)):
             text, ended = text[: mark.end()].strip(), True
-        questions.append((text, ended))
+        questions[i] = text, ended
     return questions
 
 

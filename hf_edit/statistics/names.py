@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
@@ -98,6 +99,8 @@ def with_other_names(
 @torch.no_grad()
 def kind_of(model: EditableModel, prompts: PromptFormat, question: str, name: str) -> str:
     """What the model takes the name for in this question: the likeliest word behind "is a"."""
-    ids = prompts.text_ids(f"{question}\n{name} is a")
+    plain = PromptFormat("plain", prompts.tokenizer)
+    asked = {kind: plain.encode(f"{question}\n{name} is a", kind) for kind in kinds()}
+    ids = next(iter(asked.values())).prompt_ids[-(model.max_length or sys.maxsize) :]
     logits = run(model.model, torch.tensor([ids], device=model.device)).logits[0, -1]
-    return max(kinds(), key=lambda kind: float(logits[prompts.text_ids(f" {kind}")[0]]))
+    return max(asked, key=lambda kind: float(logits[asked[kind].answer_ids[0]]))

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_edit.errors import ConfigError
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.models.fingerprint import running_fingerprint
 from hf_edit.processes import Processes
@@ -134,6 +135,11 @@ def _look_up(
 
     Statistics of a private text are published nowhere.
     """
+    if config.repo and not is_public(config.text):
+        raise ConfigError(
+            f"statistics.repo = {config.repo!r} does not go with statistics over a text file: none are published.",
+            "Leave out one of the two.",
+        )
     processes = Processes.joined(model.device)
     repo = processes.first(config.repo or os.environ.get(REPOSITORY))
     if not repo or not is_public(config.text):

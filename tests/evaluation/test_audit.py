@@ -35,10 +35,11 @@ from hf_edit.progress import Silent
 from hf_edit.prompting import PromptFormat
 from hf_edit.solvers.key_basis import Keys
 from hf_edit.solvers.low_rank import LowRankDelta
-from hf_edit.solvers.ridge import penalty, ridge_update
+from hf_edit.solvers.ridge import penalty
 from hf_edit.statistics.config import StatisticsConfig
 from hf_edit.statistics.preserved import Preserved
 from tests.snapshots import changed, snapshot
+from tests.solvers.updates import ridge_update
 from tests.tiny import SIZES, tiny_model, tiny_tokenizer
 
 

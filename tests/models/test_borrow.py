@@ -7,11 +7,12 @@ import random
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_edit.errors import UnsupportedModelError
 from hf_edit.models.borrow import borrowed
 from tests.snapshots import changed, snapshot
-from tests.tiny import tiny_model
+from tests.tiny import OTHERS, tiny_model
 
 
 IDS = torch.arange(2, 14)[None]
@@ -113,3 +114,13 @@ def test_a_callers_autocast_takes_no_part() -> None:
             with borrowed(model):
                 assert torch.equal(model(input_ids=ids).logits, expected)
             assert torch.is_autocast_enabled("cpu")
+
+
+def test_weights_that_a_model_scales_by_itself_come_back() -> None:
+    config = AutoConfig.for_model("rwkv", **{**OTHERS["rwkv"], "num_hidden_layers": 8, "rescale_every": 3})
+    for training in (True, False):
+        model = AutoModelForCausalLM.from_config(config).train(training)
+        before = snapshot(model)
+        with borrowed(model):
+            model(torch.arange(6)[None])
+        assert changed(before, snapshot(model)) == [] and model.training == training

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_edit.errors import ComputationError, UnsupportedModelError
 from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.solvers.low_rank import LowRankDelta
+from tests.packs.make import make_pack
 from tests.snapshots import changed, snapshot
 from tests.tiny import FAMILIES, VOCAB, tiny_model
 
@@ -312,3 +314,29 @@ def test_a_block_that_text_does_not_run_through_is_named() -> None:
     view.blocks[2].forward = lambda hidden_states, *_, **__: hidden_states  # type: ignore[method-assign]
     with pytest.raises(UnsupportedModelError, match=r"not run through model.layers.2.mlp.down_proj of Llama"):
         view.trace(IDS, inputs=[view.linears[2]])
+
+
+def test_what_a_model_adds_to_in_place_is_kept_as_it_was() -> None:
+    sizes = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model("falcon", **sizes, bos_token_id=1, eos_token_id=5)
+    view = EditableModel.of(AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval())
+    trace = view.trace(IDS, inputs=view.linears, outputs=view.linears)
+    for linear in view.linears:
+        expected = torch.nn.functional.linear(trace.inputs[linear.name], linear.module.weight, linear.module.bias)
+        assert torch.allclose(trace.outputs[linear.name], expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_update_of_a_bfloat16_model_is_rounded_as_by_peft(family: str, tmp_path: Path) -> None:
+    model = tiny_model(family, dtype=torch.bfloat16)
+    pack = make_pack(model)
+    pack.save_pretrained(tmp_path / "pack")
+    with torch.no_grad(), EditableModel.of(model).updated(pack.deltas):
+        found = model(IDS).logits
+    assert torch.equal(found, PeftModel.from_pretrained(model, tmp_path / "pack")(IDS).logits)
+
+
+def test_virtual_tokens_are_refused() -> None:
+    model = get_peft_model(tiny_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    with pytest.raises(UnsupportedModelError, match="virtual tokens"):
+        EditableModel.of(model)

@@ -18,6 +18,7 @@ from hf_edit.models.fingerprint import (
     running_fingerprint,
     tensor_digests,
 )
+from hf_edit.sparse.config import SparseConfig
 from tests.tiny import FAMILIES, tiny_model
 
 
@@ -126,3 +127,15 @@ def test_trained_copies_of_whole_modules_run_too() -> None:
     assert running_fingerprint(model) != before
     with model.disable_adapter():
         assert running_fingerprint(model) == running_fingerprint(tiny_model())
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_buffers_of_an_adapter_count_too() -> None:
+    name, found = "model.layers.1.mlp.down_proj", []
+    for columns in ([0, 1, 2], [5, 6, 7]):
+        model = get_peft_model(tiny_model(), SparseConfig(columns={name: 3}))
+        layer = model.base_model.model.get_submodule(name)
+        layer.hf_edit_sparse_values["default"].data.fill_(1.0)
+        layer.hf_edit_sparse_columns["default"] = torch.tensor(columns, dtype=torch.int32)
+        found.append(running_fingerprint(model))
+    assert found[0] != found[1]

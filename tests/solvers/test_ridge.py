@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_edit.errors import ComputationError
-from hf_edit.solvers.ridge import Columns, Penalty, penalty, ridge_update
+from hf_edit.solvers.ridge import Columns, Penalty, penalty
+from tests.solvers.updates import ridge_update
 
 
 SIZES = {"n": st.integers(1, 5), "m": st.integers(0, 8), "d_in": st.integers(3, 12), "seed": st.integers(0, 1000)}

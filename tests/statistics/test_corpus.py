@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from hf_edit.edits import Edit
 from hf_edit.errors import HfEditWarning, StatisticsError
 from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Silent
@@ -16,8 +17,9 @@ from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.statistics import corpus as module
 from hf_edit.statistics.config import StatisticsConfig
 from hf_edit.statistics.corpus import Corpus, write_corpus
+from hf_edit.statistics.preserved import Preserved
 from tests.snapshots import changed, snapshot
-from tests.tiny import CORPUS
+from tests.tiny import CORPUS, tiny_model, tiny_tokenizer
 
 
 OWN = {"text": "self", "tokens": 100, "length": 12, "batch": 4}
@@ -177,3 +179,27 @@ def test_datasets_that_cannot_be_had(
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(StatisticsError, match="needs the package datasets"):
         from_dataset("dataset:a:b:c:d")
+
+
+def test_no_more_of_a_long_text_is_tokenised_than_it_takes(
+    view: EditableModel, plain: PromptFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("\n".join(CORPUS) * 400)
+    whole = plain.text_ids(path.read_text())
+    seen: list[int] = []
+    text_ids = PromptFormat.text_ids
+    monkeypatch.setattr(PromptFormat, "text_ids", lambda self, text: seen.append(len(text)) or text_ids(self, text))
+    corpus = written(view, plain, text=str(path), tokens=128, length=16, conversations=0)
+    assert corpus.text.flatten().tolist() == list(whole[:128])
+    assert max(seen) < len(path.read_text()) / 4
+
+
+def test_questions_too_long_for_another_like_them_are_left_out() -> None:
+    view = EditableModel.of(tiny_model("gpt2"))
+    prompts = PromptFormat.of("plain", tiny_tokenizer())
+    for count in (36, 38, 39):
+        question = " ".join(["the quick brown fox jumps over"] * count) + " near Mount Fuji and more"
+        edit = Edit(question, "Tokyo.")
+        assert view.max_length is not None and len(prompts.encode(question, "Tokyo.").ids) <= view.max_length
+        assert isinstance(Preserved(view, prompts, StatisticsConfig(), 0, Silent()).strangers([edit], 4), list)

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import constants
 
 import hf_edit
-from hf_edit.errors import HfEditWarning, HubError, StatisticsError
+from hf_edit.errors import ConfigError, HfEditWarning, HubError, StatisticsError
 from hf_edit.models.editable import EditableModel
 from hf_edit.progress import Silent
 from hf_edit.prompting import PromptFormat
@@ -235,9 +235,12 @@ def test_a_cache_that_cannot_be_written(published: dict[str, bytes], view: Edita
 
 
 def test_a_private_text_is_looked_for_nowhere(
-    hub: LoopbackHub, view: EditableModel, plain: PromptFormat, text: Path
+    hub: LoopbackHub, view: EditableModel, plain: PromptFormat, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    private = StatisticsConfig(text=str(text), tokens=256, conversations=0, length=32, repo="me/none")
+    private = StatisticsConfig(text=str(text), tokens=256, conversations=0, length=32)
+    with pytest.raises(ConfigError, match="none are published"):
+        obtain(view, plain, view.linears[:1], replace(private, repo="me/none"), 0, Silent())
+    monkeypatch.setenv(REPOSITORY, "me/none")  # for whatever is computed here
     obtain(view, plain, view.linears[:1], private, 0, Silent())
     assert hub.requests == []
 

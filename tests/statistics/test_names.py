@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hf_edit.models.loading import load_model
 from hf_edit.prompting import PromptFormat
 from hf_edit.statistics import names
 from hf_edit.statistics.names import kind_of, kinds, name_of, names_in, with_other_names
+from tests.tiny import VOCAB, tiny_model, tiny_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -106,3 +108,18 @@ def test_what_is_asked_about_is_none_of_what_is_trained_with() -> None:
     assert trained.keys() == asked.keys()
     for kind, some in asked.items():
         assert len(set(some)) == len(some) >= 12 and not set(some) & set(trained[kind])
+
+
+def test_kinds_are_told_apart_by_tokenizers_that_mark_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = PromptFormat.of("plain", tiny_tokenizer("sentencepiece"))
+    asked: list[int] = []
+
+    def ran(_: object, ids: torch.Tensor) -> SimpleNamespace:
+        logits = torch.zeros(1, ids.shape[1], VOCAB)
+        place = prompts.encode("it is a", "place").answer_ids[0]
+        asked.append(place)
+        logits[..., place] = 1.0
+        return SimpleNamespace(logits=logits)
+
+    monkeypatch.setattr(names, "run", ran)
+    assert kind_of(EditableModel.of(tiny_model()), prompts, "Where is Fuji?", "Fuji") == "place" and asked
