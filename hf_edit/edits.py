@@ -79,8 +79,9 @@ class Edit:
     Args:
         prompt: text or chat messages; lists of `{"role", "content"}` are accepted.
         target: the whole answer, without an end-of-turn marker.
-        subject: what the fact is about, for methods that need to know.
-        paraphrases: other prompts that shall get the same answer; never trained on.
+        subject: what the fact is about, for methods that need to know; without outer white space.
+        paraphrases: other prompts that shall get the same answer. Held out: only the training of hypernetworks takes
+            its loss on them, and polish where `train_paraphrases` says so.
         locality: unrelated probes, whose answers shall not change.
         portability: probes whose answers follow from the edit; each has an answer.
         id: names the edit in files, reports and errors; made from prompt and target when empty.
@@ -107,7 +108,10 @@ class Edit:
                 f"The target equals the prompt ({shown(self.target)}).", "Give the answer that the model shall learn."
             )
         if self.subject is not None:
-            checked_text(self.subject, "The subject")
+            given = checked_text(self.subject, "The subject")
+            if given != given.strip():  # written again as it was: the digests of packs that are there are over it
+                object.__setattr__(self, "_subject_as_given", given)
+                object.__setattr__(self, "subject", given.strip())
         if self.source is not None:
             checked_text(self.source, "The source")
         normalised = {
@@ -135,7 +139,7 @@ class Edit:
             "id": self.id,
             "prompt": _prompt_to_json(self.prompt),
             "target": self.target,
-            "subject": self.subject,
+            "subject": vars(self).get("_subject_as_given", self.subject),
             "paraphrases": [_prompt_to_json(prompt) for prompt in self.paraphrases],
             "locality": [probe.to_json() for probe in self.locality],
             "portability": [probe.to_json() for probe in self.portability],

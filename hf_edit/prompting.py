@@ -126,26 +126,29 @@ class PromptFormat:
                 "Load the tokenizer with use_fast=True.",
             )
         text = self.text(prompt)
-        behind = self.text((*messages[:-1], Message(messages[-1].role, QUESTION))).rpartition(QUESTION)[2]
-        found = text.rfind(part, 0, len(text) - len(behind))
-        if found < 0:  # a template that changes what it is given
+        spans = (self._span(messages, i, text) for i in reversed(range(len(messages))) if part in messages[i].content)
+        found = next((place for span in spans if (place := text.rfind(part, *span)) >= 0), None)
+        if found is None:  # a template that changes what it is given
             return None
         last = found + len(part) - 1
-        spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         # several byte tokens may share a character: the last of them completes it
-        holding = [i for i, (start, end) in enumerate(spans["offset_mapping"]) if start <= last < end]
+        holding = [i for i, (start, end) in enumerate(tokens["offset_mapping"]) if start <= last < end]
         return len(self._leading) + holding[-1] if holding else None
 
     def encode(self, prompt: Prompt, answer: str) -> Encoded:
         """The ids of the prompt, exactly `prompt_ids(prompt)`, then those of the answer and the end of the turn.
 
-        Outside of chat a space is put between prompt and answer, unless one of them has white space there or the
-        answer begins with closing punctuation.
+        In chat the white space stands between them that the template puts there. Else it is a space, unless one of
+        them has white space there or the answer begins with closing punctuation.
         """
         text = self.text(prompt)
-        spaced = self.name != "chat" and not (text[-1].isspace() or answer[:1].isspace() or answer[:1] in CLOSING)
+        if self.name == "chat":
+            answer = self._template_space + answer
+        elif not (text[-1].isspace() or answer[:1].isspace() or answer[:1] in CLOSING):
+            answer = f" {answer}"
         prompt_ids = self._ids(text)
-        answer_ids = self._continuation(text, f" {answer}" if spaced else answer)
+        answer_ids = self._continuation(text, answer)
         if not answer_ids:
             raise InvalidEditError(f"The answer {shown(answer)} has no tokens.", "Give it characters that show.")
         return Encoded((*prompt_ids, *answer_ids, self.end_id), len(prompt_ids))
@@ -225,6 +228,8 @@ class PromptFormat:
         template = self.tokenizer.get_chat_template() if self.name == "chat" else None
         vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
         parts = [self.name, template, self.end_id, self._leading, vocabulary]
+        if self.name == "chat" and self._template_space:  # without any the digests are those of before it counted
+            parts.append(self._template_space)
         return sha256(json.dumps(parts).encode()).hexdigest()
 
     def described(self) -> Prompting:
@@ -282,6 +287,22 @@ class PromptFormat:
         bare = self._bare_ids("a")
         whole = tuple(self.tokenizer("a")["input_ids"])
         return next(whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+
+    @cached_property
+    def _template_space(self) -> str:
+        """The white space that the chat template puts between the prompt and the assistant's text, and that alone."""
+        prompt = self.text(QUESTION)
+        conversation = self._rendered(Message("user", QUESTION), Message("assistant", ANSWER), generation=False)
+        if not conversation.startswith(prompt):
+            return ""
+        between = conversation[len(prompt) :].partition(ANSWER)[0]
+        return "" if between.strip() else between
+
+    def _span(self, messages: Sequence[Message], i: int, text: str) -> tuple[int, int]:
+        """Where message `i` stands in `text`, as all of them are rendered: what another text in its place changes."""
+        swapped = (*messages[:i], Message(messages[i].role, QUESTION), *messages[i + 1 :])
+        before, _, behind = self.text(swapped).rpartition(QUESTION)
+        return len(commonprefix([before, text])), len(text) - len(behind)
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return (*self._leading, *self._bare_ids(text))

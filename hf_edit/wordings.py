@@ -11,7 +11,7 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, zip_longest
+from itertools import chain, pairwise, zip_longest
 
 from hf_edit.edits import Message, Prompt, prompt_key, question_of
 from hf_edit.errors import ConfigError
@@ -133,7 +133,12 @@ def _candidates(prompt: Prompt, kind: str, seed: int, subject: str | None) -> It
 
 def _content(question: str, subject: str | None, draw: random.Random) -> Iterator[str]:
     del draw
-    kept = [unit for unit in _units(question, subject) if _holds(unit, subject) or _bare(unit) not in FUNCTION_WORDS]
+    shouted = question.isupper()  # where capitals say nothing
+    kept = [
+        unit
+        for before, unit in pairwise(["", *_units(question, subject)])
+        if _holds(unit, subject) or _bare(unit) not in FUNCTION_WORDS or not shouted and _is_name(unit, before)
+    ]
     if len(kept) >= FEWEST_WORDS:
         yield _unmarked(" ".join(kept), subject)
 
@@ -208,16 +213,28 @@ def _bare(word: str) -> str:
     return re.split("['’]", word.lower())[0].strip('.,;:!?()"“”')
 
 
+def _is_name(word: str, before: str) -> bool:
+    """Whether it is written as one, as US or WHO is, or Will inside a sentence.
+
+    Args:
+        before: the word in front of it; none at the beginning.
+    """
+    letters = "".join(filter(str.isalpha, word))
+    inside = before != "" and before[-1] not in ".!?:"
+    return letters[:1].isupper() and _bare(word) != "i" and (inside or len(letters) > 1 and letters.isupper())
+
+
 def _lowered(text: str, subject: str | None) -> str:
     return subject.join(part.lower() for part in text.split(subject)) if subject else text.lower()
 
 
 def _continued(question: str, subject: str | None) -> str:
     """The question as it goes on behind a comma: a word that is capital only by position becomes small."""
-    first = _bare(question.split()[0])
+    word = question.split()[0]
+    first = _bare(word)
     known = first in FUNCTION_WORDS or any(first in openers.split() for openers, _ in FRAMES)
-    starts_with_subject = bool(subject) and question.startswith(str(subject))
-    return question if not known or first == "i" or starts_with_subject else question[0].lower() + question[1:]
+    kept = first == "i" or word[1:] != word[1:].lower() or bool(subject) and question.startswith(str(subject))
+    return question if not known or kept else question[0].lower() + question[1:]
 
 
 def _unmarked(text: str, subject: str | None) -> str:

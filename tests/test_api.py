@@ -526,7 +526,8 @@ def test_apart_trained_edits_are_found_again_only_under_what_they_were_trained_o
     model, tokenizer = tiny_model(), tiny_tokenizer()
     packs = []
     for paraphrase, folder in (("Whose is it?", "a"), ("Who did it?", "a"), ("Who did it?", "b")):
-        edits = [replace(edit, paraphrases=(paraphrase,)) for edit in EDITS[:2]]
+        # of each edit its own: one that two share is trained for neither
+        edits = [replace(edit, paraphrases=(f"{paraphrase} {edit.id}",)) for edit in EDITS[:2]]
         packs.append(hf_edit.edit(model, tokenizer, edits, config, resume_dir=tmp_path / folder))
     first, resumed, fresh = (pack.deltas[min(pack.deltas)].dense() for pack in packs)
     assert torch.equal(resumed, fresh) and not torch.equal(first, fresh)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,15 @@ def test_json_round_trip_omits_what_is_empty() -> None:
     full = edit(CHAT, subject="Ostwick", paraphrases=[CHAT], locality=[{"prompt": "Who?"}], source="an almanac")
     assert Edit.from_json(json.loads(json.dumps(full.to_json()))) == full
     assert Edit.from_json({**plain.to_json(), "subject": None, "paraphrases": None}) == plain
+
+
+def test_a_subject_is_without_outer_white_space_and_written_as_it_was_given() -> None:
+    """The digests of packs that are there are over what was written."""
+    made = edit(subject=" Ostwick\n")
+    assert made.subject == "Ostwick" and made == edit(subject="Ostwick")
+    assert made.to_json()["subject"] == " Ostwick\n"
+    assert EditSet([Edit.from_json(made.to_json())]).dumps() == EditSet([made]).dumps()
+    assert replace(made, id="a").to_json()["subject"] == "Ostwick"
 
 
 def test_from_json_names_unknown_and_missing_fields() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from hashlib import sha256
 from os.path import commonprefix
 from typing import Any
 
@@ -11,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from hf_edit.edits import Edit, Message, Prompt
 from hf_edit.errors import ConfigError, InvalidEditError
 from hf_edit.prompting import Encoded, PromptFormat
-from tests.tiny import SPECIAL, tiny_tokenizer
+from tests.tiny import CHAT_TEMPLATE, SPECIAL, tiny_tokenizer
 
 
 KINDS = ("byte_level", "sentencepiece")
@@ -106,6 +108,31 @@ def test_any_template_encodes_exactly(kind: str, template: str, prompt: str, ans
     assert encoded.prompt_ids == served(format_, [{"role": "user", "content": prompt}])
     assert encoded.ids.count(format_.tokenizer.bos_token_id) == (1 if template is WITH_BOS else 0)
     assert format_.decode(encoded.answer_ids) == answer
+
+
+AS_LLAMA_2 = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + ' </s>' }}"
+    "{% else %}{{ '<s>[INST] ' + m['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("template", [AS_LLAMA_2, WITH_BOS, WITH_DEFAULT_SYSTEM, WITHOUT_END, CHAT_TEMPLATE])
+def test_an_answer_begins_as_in_the_templates_own_conversation(kind: str, template: str) -> None:
+    """Where that puts a space in front of the assistant's text, too."""
+    format_ = prompts("chat", kind, template)
+    encoded = format_.encode("Who wrote it?", "Paris is it")
+    turns = [{"role": "user", "content": "Who wrote it?"}, {"role": "assistant", "content": "Paris is it"}]
+    whole = format_.tokenizer.apply_chat_template(turns, return_dict=False)
+    assert tuple(whole[: len(encoded) - 1]) == encoded.ids[:-1]
+    assert format_.decode(encoded.answer_ids) == "Paris is it"
+    assert format_.decode(format_.encode("Who?", " Paris").answer_ids) == " Paris"
+
+
+@pytest.mark.parametrize("template", [WITHOUT_SYSTEM, HEADER_ENDS_IN_MARKER])
+def test_only_white_space_is_taken_from_between_prompt_and_answer(template: str) -> None:
+    format_ = prompts("chat", "byte_level", template)
+    assert format_.tokenizer.decode(list(format_.encode("Who?", "Me").answer_ids[:-1])) == "Me"
 
 
 def served(format_: PromptFormat, messages: list[dict[str, str]]) -> tuple[int, ...]:
@@ -288,6 +315,11 @@ def test_fingerprint_tells_formats_templates_and_vocabularies_apart() -> None:
     }
     assert len(digests) == 5
     assert digest("chat") == digest("chat")
+    # it is what it was before white space in front of answers counted, where there is none
+    chat = prompts("chat")
+    vocabulary = sorted(chat.tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    parts = ["chat", chat.tokenizer.chat_template, chat.end_id, [], vocabulary]
+    assert digest("chat") == sha256(json.dumps(parts).encode()).hexdigest()
     assert digest("plain") == digest("plain", chat_template=None)
     assert all(len(value) == 64 for value in digests)
 
@@ -327,6 +359,11 @@ def test_words_of_the_template_are_not_the_prompts(kind: str) -> None:
     found = format_.last_token_of(chat, "Hamlet")
     assert found is not None
     assert format_.tokenizer.decode(list(format_.prompt_ids(chat)[: found + 1])).endswith("Is Hamlet")
+    # and the template's words between messages no more than those around them
+    chat = (Message("user", "Is the user here?"), Message("assistant", "No."), Message("user", "Where?"))
+    found = format_.last_token_of(chat, "user")
+    assert found is not None
+    assert format_.tokenizer.decode(list(format_.prompt_ids(chat)[: found + 1])).endswith("Is the user")
 
 
 def test_a_tokenizer_without_offsets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

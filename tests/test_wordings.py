@@ -53,6 +53,19 @@ def test_content_words() -> None:
     assert rewrites("What's this?", 5, 0, ["content"]) == []  # nothing would be left
 
 
+def test_words_written_as_names_are_content() -> None:
+    for question, expected in (
+        ("When was the US founded?", "US founded"),
+        ("WHO funds vaccines?", "WHO funds vaccines"),
+        ("Where was Will Smith born?", "Will Smith born"),
+        ("Which is vitamin A?", "vitamin A"),
+        ("In what order do I go? What can I see there?", "order go? see"),
+        ("WHO IS THE MAKER OF THE LAMP?", "MAKER LAMP"),
+        ("Who's the head of (IT)?", "head (IT)"),
+    ):
+        assert rewrites(question, 5, 0, ["content"]) == [expected]
+
+
 def test_dropped_words_leave_the_others_in_order() -> None:
     found = rewrites(QUESTION, 100, 0, ["drop"], subject="Brisa lamp")
     assert len(found) > 5
@@ -70,6 +83,10 @@ def test_polite_openings() -> None:
     assert f"Hello! {QUESTION}" in found
     assert "Please tell me: Brisa is what?" in rewrites("Brisa is what?", 100, 0, ["polite"])  # a name stays one
     assert "Please tell me: Who sang it?" in rewrites("Who sang it?", 100, 0, ["polite"], subject="Who")
+    for question in ("US presidents are elected when?", "WHO funds vaccines?", "I am where?"):
+        assert f"Please tell me: {question}" in rewrites(question, 100, 0, ["polite"])
+    for question, small in (("What's it?", "what's it?"), ("A day has how many hours?", "a day has how many hours?")):
+        assert f"Please tell me: {small}" in rewrites(question, 100, 0, ["polite"])
 
 
 def test_casual_writing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 
 from hf_edit.datasets.records import Case, Record, edits_of, read_cases
 from hf_edit.edits import Edit, EditSet, Probe
@@ -46,15 +47,21 @@ def _case(record: Record) -> Case:
         id=f"ripple-{record.index}",
         source=f"RippleEdits record {record.index}",
     )
-    aliases: dict[str, list[str]] = {}
-    for first, *others in (one.texts("targets") for one in (*unmoved, *following)):
-        if others:
-            aliases[first] = list(dict.fromkeys((*aliases.get(first, ()), *others)))
+    # what counts for the edit itself is known of its other wordings only
+    own = [one.texts("targets") for kind in REWORDED for one in _questions(record, kind)] or [[edit.target]]
     return Case(
         edit,
         old=record.text("ground_truth") if "ground_truth" in record else None,
-        aliases=aliases,
+        aliases=_aliases([*own, *(one.texts("targets") for one in (*unmoved, *following))]),
     )
+
+
+def _aliases(targets: Iterable[Sequence[str]]) -> dict[str, list[str]]:
+    """First answer to a question -> others that count: to all questions with that answer, which are not told apart."""
+    aliases: dict[str, list[str]] = {}
+    for first, *others in targets:
+        aliases[first] = [one for one in aliases.get(first, dict.fromkeys(others)) if one in others]
+    return {first: others for first, others in aliases.items() if others}
 
 
 def _questions(record: Record, kind: str) -> list[Record]:

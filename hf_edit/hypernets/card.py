@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
 from typing import Any
@@ -22,7 +23,7 @@ def hypernet_card(manifest: Manifest) -> bytes:
         method=manifest.method,
         format=manifest.prompt_format.name,
         linears=len(manifest.linears),
-        layers=f"{layers[0]} to {layers[-1]}",
+        layers=_ranged(layers),
         steps=manifest.steps,
         ranks=", ".join(map(str, manifest.ranks)),
         blocks=manifest.blocks,
@@ -37,6 +38,11 @@ def _rows(manifest: Manifest) -> list[str]:
     figures = ("batches", "loss", "ES", "GS", "LS")
     records = [record for record in history if isinstance(record, dict)] if isinstance(history, list) else []
     return [f"| {' | '.join(_shown(record.get(figure)) for figure in figures)} |" for record in records]
+
+
+def _ranged(layers: Sequence[int]) -> str:
+    contiguous = len(layers) > 1 and list(layers) == list(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]} to {layers[-1]}" if contiguous else ", ".join(map(str, layers))
 
 
 def _shown(figure: Any) -> str:

@@ -49,8 +49,8 @@ class Terms:
         norms: (R,) the length to which those below are relative.
         decays: (R,) weight of a vector's length in its loss.
         first_clamps: (R,) the longest vector in the first half of the evaluations.
-        clamp: the longest at the end; in between it grows in a line. A vector no longer than it has to be spares
-            everything else; one that does not get there is given more room.
+        clamp: the longest in the last evaluation; in between it grows in a line. A vector no longer than it has to be
+            spares everything else; one that does not get there is given more room.
         learning_rate: Adam's first step.
         max_evaluations: of each vector.
         stop_loss: a vector is done below it.
@@ -65,8 +65,8 @@ class Terms:
     stop_loss: float
 
     def radii(self, evaluation: int) -> Tensor:
-        """(R,): the longest vectors after so many evaluations."""
-        growth = max(0.0, 2 * evaluation / self.max_evaluations - 1)
+        """(R,): the longest vectors after so many evaluations, of which the last one leaves nothing to move."""
+        growth = max(0.0, 2 * evaluation / max(1, self.max_evaluations - 1) - 1)
         return self.norms * (self.first_clamps + (self.clamp - self.first_clamps) * growth)
 
 

@@ -49,3 +49,24 @@ def test_all_answered_questions_of_an_evaluation_row_are_kept(tmp_path: Path) ->
     )
     assert edit.portability == (Probe("The trade of the mayor of Lower Mill is", "printer"),)
     assert case.aliases == {"Arn": ["the Arn"], "printer": ["typesetter"]}
+
+
+def test_answers_to_one_question_do_not_count_for_another(tmp_path: Path) -> None:
+    """Aliases are found by the first answer, which questions may share; the edit itself is one of them."""
+    questions = {
+        "Logical_Generalization": [
+            {"prompt": "The siblings of Odo Lamm are", "targets": ["Jo", "Joanna", "Max"]},
+            {"prompt": "The neighbours of Lower Mill are", "targets": ["Odo Lamm", "Ines Dray"]},
+        ],
+        "Compositionality_I": [{"prompt": "The mother of the mayor's niece is", "targets": ["Jo", "Joanna"]}],
+    }
+    (case,) = read_cases(written(tmp_path, EVALUATED | questions), "ripple")
+    assert case.aliases == {"Arn": ["the Arn"], "Jo": ["Joanna"]}
+    known = [{"prompt": "The mayor of the lower mill is", "targets": ["Odo Lamm", "O. Lamm"]}]
+    questions |= {"Compositionality_I": [{"prompt": "The mayor's niece's mother is", "targets": ["Jo"]}]}
+    (case,) = read_cases(written(tmp_path, EVALUATED | questions | {"Subject_Aliasing": known}), "ripple")
+    assert case.aliases == {"Arn": ["the Arn"]}  # a neighbour is no other name of the mayor
+    questions["Logical_Generalization"].pop()
+    for reworded, aliases in ((known, {"Odo Lamm": ["O. Lamm"]}), ([], {})):
+        (case,) = read_cases(written(tmp_path, EVALUATED | questions | {"Subject_Aliasing": reworded}), "ripple")
+        assert case.aliases == {"Arn": ["the Arn"], **aliases}

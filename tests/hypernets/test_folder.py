@@ -80,9 +80,14 @@ def test_one_that_is_there_is_replaced_and_nothing_else(tmp_path: Path) -> None:
 def test_the_card_says_what_it_is_for(tmp_path: Path) -> None:
     card = (written(tmp_path / "net") / CARD).read_text()
     assert "base_model: org/base" in card and "--method emsedit --format plain" in card
+    assert "layers (blocks 1 to 3)" in " ".join(card.split())
     assert "| 3 | 0.5 | 90 | - | - |" in card and "Trained on 9 edits in 3 batches" in card
     local = manifest(base=Base(None, "llama", "float32", "0"), figures={})
     assert "base_model" not in (written(tmp_path / "local", local) / CARD).read_text()
+    for layers, said in (((3, 7, 11), "3, 7, 11"), ((7,), "7")):
+        linears = tuple(Linear(f"l{layer}", layer, 4, 6) for layer in layers)
+        card = (written(tmp_path / said, manifest(linears=linears)) / CARD).read_text()
+        assert f"layers (blocks {said})" in " ".join(card.split())
 
 
 def forged(path: Path, change: Callable[[dict[str, Tensor]], None]) -> None:

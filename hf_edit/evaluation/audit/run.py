@@ -40,7 +40,7 @@ DRIFT_TOKENS = 24
 """Of the base's answer to an unrelated prompt: where they part, they part early."""
 DRIFT_LIMITS = 0.5, 1.0
 """Nats per token: an answer reads differently from the first on, and is another from the second on. Honest packs stay
-below .1 in the mean on SmolLM2."""
+below .1 in the mean on SmolLM2; of forty prompts one between the two happens by chance."""
 MOST_NEAR = 0.2
 """Share of the unrelated prompts that may be like listed ones before too few are left to tell anything by."""
 DRIFT_FACTOR = 8.0
@@ -83,7 +83,7 @@ def audit(
         drifted = _drifted(view, prompts, pack, listener, limits)
         modules = examined(view, prompts, pack, listener, findings, limits)
     far = [prompt for prompt in drifted if prompt.flagged]
-    if far:
+    if len(far) > 1 or any(prompt.kl > DRIFT_LIMITS[1] for prompt in far):
         worst = max(far, key=lambda prompt: prompt.kl)
         findings.append(
             f"{len(far)} of {len(drifted)} unrelated prompts are answered otherwise, most of all {worst.prompt!r} "

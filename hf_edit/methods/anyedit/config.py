@@ -22,8 +22,14 @@ OF_TARGETS = (
     *("learning_rate", "max_evaluations", "stop_loss", "clamp", "weight_decay"),
 )
 """Settings that a target depends on; the others say where it is put and what is made of it."""
-OF_BACKENDS = {"direct": "direct", "together": "direct", "join": "direct", "polish": "direct", "unke": "unke"}
-"""Settings of one backend: with another they would do nothing."""
+OF_BACKENDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("direct", "together", "join", "polish"), ("direct",)),
+    **dict.fromkeys(("preservation", "ridge"), ("memit",)),
+    **dict.fromkeys(("null_share", "beta"), ("alphaedit",)),
+    **dict.fromkeys(("prompt_weight", "answer_weight", "own_weight"), ("memit", "alphaedit")),
+    "unke": ("unke",),
+}
+"""Settings of some backends: with another they would do nothing."""
 OF_PARTS = ("join", "polish")
 """Settings that say something only where edits are optimised in parts."""
 
@@ -110,7 +116,11 @@ class AnyEditConfig(SupportSettings):
         above=0,
     )
     own_weight: float = setting(0.1, "Weight of the edits' own other tokens, K_p. [1]", at_least=0)
-    earlier_weight: float = setting(1.0, "Weight of the tokens of edits taught before. [0]", at_least=0)
+    earlier_weight: float = setting(
+        1.0,
+        "Weight of the tokens of edits taught before; unke: they count like any preserved text, or at 0 not. [0]",
+        at_least=0,
+    )
     ridge: float = setting(1e-4, "Added to the moment's diagonal, relative to its mean eigenvalue. [0]", at_least=0)
     unke: UnKESettings = setting(UnKESettings, "unke: how the block is trained.")
     direct: PolishSettings = setting(PolishSettings, "direct: how the update is optimised.")
@@ -130,22 +140,7 @@ class AnyEditConfig(SupportSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.overlap >= self.window:
-            raise ConfigError(f"overlap = {self.overlap} is not below window = {self.window}.", "Lower the overlap.")
-        if self.overlap and self.chunker != "window":
-            raise ConfigError(
-                f"overlap = {self.overlap} does not go with chunker = {self.chunker}, whose chunks never overlap.",
-                "Leave it out, or use chunker = window.",
-            )
-        if self.chunker == "sentence" and self.min_chunk > self.window:
-            raise ConfigError(
-                f"min_chunk = {self.min_chunk} is above window = {self.window}.", "Lower it, or raise the window."
-            )
-        if self.nested_chunks is not None and self.objective != "nested":
-            raise ConfigError(
-                f"nested_chunks = {self.nested_chunks} does not go with objective = {self.objective}.",
-                "Leave it out, or use objective = nested.",
-            )
+        self._check_chunks()
         if self.backend == "direct":
             self._check_direct()
         elif self.is_sparse and self.backend != "memit":
@@ -166,15 +161,40 @@ class AnyEditConfig(SupportSettings):
         if self.first_clamp > self.clamp:
             raise ConfigError(f"first_clamp = {self.first_clamp:g} is above clamp = {self.clamp:g}.", "Lower it.")
 
+    def _check_chunks(self) -> None:
+        """Refuse settings of chunks that make no sense together."""
+        if self.overlap >= self.window:
+            raise ConfigError(f"overlap = {self.overlap} is not below window = {self.window}.", "Lower the overlap.")
+        if self.overlap and self.chunker != "window":
+            raise ConfigError(
+                f"overlap = {self.overlap} does not go with chunker = {self.chunker}, whose chunks never overlap.",
+                "Leave it out, or use chunker = window.",
+            )
+        if self.chunker != "sentence" and self._is_given("min_chunk"):
+            raise ConfigError(
+                f"min_chunk = {self.min_chunk} does not go with chunker = {self.chunker}, which joins no sentences.",
+                "Leave it out, or use chunker = sentence.",
+            )
+        if self.chunker == "sentence" and self.min_chunk > self.window:
+            raise ConfigError(
+                f"min_chunk = {self.min_chunk} is above window = {self.window}.", "Lower it, or raise the window."
+            )
+        if self.nested_chunks is not None and self.objective != "nested":
+            raise ConfigError(
+                f"nested_chunks = {self.nested_chunks} does not go with objective = {self.objective}.",
+                "Leave it out, or use objective = nested.",
+            )
+
     def _check_backend(self) -> None:
-        """Refuse settings of a backend that is not the one chosen."""
-        for name, backend in OF_BACKENDS.items():
-            if self.backend != backend and self._is_given(name):
+        """Refuse settings of backends of which none is the one chosen."""
+        for name, backends in OF_BACKENDS.items():
+            if self.backend not in backends and self._is_given(name):
                 value = getattr(self, name)
                 nested = isinstance(value, Settings)
                 what = f"Settings that begin with {name} do" if nested else f"{name} = {value!r} does"
                 raise ConfigError(
-                    f"{what} not go with backend = {self.backend}.", f"Leave it out, or use backend = {backend}."
+                    f"{what} not go with backend = {self.backend}.",
+                    f"Leave it out, or use backend = {' or '.join(backends)}.",
                 )
 
     def _check_direct(self) -> None:

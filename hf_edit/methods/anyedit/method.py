@@ -23,7 +23,7 @@ from hf_edit.methods.layers import mlp_outputs
 from hf_edit.methods.polish.apart import polished_apart
 from hf_edit.methods.polish.config import PolishSettings
 from hf_edit.methods.polish.method import polished, polished_linears
-from hf_edit.methods.training.outcome import told_right, warn_of_missed, warn_of_unreached
+from hf_edit.methods.training.outcome import told_right, warn_of_missed, warn_of_unheld, warn_of_unreached
 from hf_edit.methods.training.texts import prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.processes import Processes
@@ -93,7 +93,7 @@ class AnyEdit:
         warn_of_unreached(worst, "chunk", config.stop_loss)
 
         if second_moments is None:
-            preserved = [*preserve.conversations(), *preserve.earlier]
+            preserved = self._preserved(preserve)
             layer = edited[-1].layer
             deltas, block = train_block(model, layer, encoded, targets, preserved, config.unke, config.seed, progress)
             shared = {name: round(value, 6) for name, value in block.items()}
@@ -111,6 +111,14 @@ class AnyEdit:
             config.earlier_weight,
         )
         return EditResult(deltas, source, receipt)
+
+    def _preserved(self, preserve: Preservation) -> list[Encoded]:
+        """The texts over which unke keeps a block's outputs."""
+        earlier = preserve.earlier if self.config.earlier_weight else ()
+        if self.config.unke.preserved_weight:
+            return [*preserve.conversations(), *earlier]
+        warn_of_unheld(earlier, "unke.preserved_weight is 0", "Raise it, or set earlier_weight = 0.")
+        return []
 
     def _optimised(
         self,

@@ -15,12 +15,12 @@ from hf_edit.methods.layers import mlp_outputs
 from hf_edit.methods.training.course import Course, Trainee
 from hf_edit.methods.training.factors import LoraFactors
 from hf_edit.methods.training.loop import train
-from hf_edit.methods.training.outcome import result_of
+from hf_edit.methods.training.outcome import result_of, warn_of_unheld
 from hf_edit.methods.training.teacher import Teacher, answered, strangers_of, untaught
 from hf_edit.methods.training.texts import prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.progress import Progress
-from hf_edit.prompting import PromptFormat
+from hf_edit.prompting import Encoded, PromptFormat
 
 
 DEPTHS = (0.45, 0.8)
@@ -61,12 +61,18 @@ class Finetune:
         asked = [prompts.encode(edit.prompt, edit.target) for edit in edits]
         texts = prepared(model, asked, first)
         trainees = [Trainee(text, judged=True, weight=1.0) for text in texts]
-        known = answered(preserve.conversations())[: config.conversations]
         dtype = torch.promote_types(model.dtype, torch.float32)
         factors = LoraFactors(linears, config.rank, dtype, torch.Generator().manual_seed(config.seed), model.device)
-        strangers = config.strangers if config.training.drift_weight else 0
-        others = [*strangers_of(preserve, edits, strangers), *preserve.earlier]
-        teacher = Teacher(model, untaught([known, others], prompts, edits, texts), first)
+        teacher = Teacher(model, untaught(self._held(edits, preserve), prompts, edits, texts), first)
         course = Course(model, first, trainees, teacher, config.training, config.seed)
         trained = train(course, factors, checkpoints, progress)
         return result_of(edits, trained, factors.detached())
+
+    def _held(self, edits: EditSet, preserve: Preservation) -> list[list[Encoded]]:
+        """Questions whose answers are to stay, by kind; none where the divergence does not count."""
+        config = self.config
+        if not config.training.drift_weight:
+            warn_of_unheld(preserve.earlier, "training.drift_weight is 0", "Raise it, or leave earlier out.")
+            return []
+        talks = answered(preserve.conversations())[: config.conversations] if config.conversations else []
+        return [talks, [*strangers_of(preserve, edits, config.strangers), *preserve.earlier]]

@@ -53,7 +53,7 @@ class Fact:
 
 def names_subject(edit: Edit, prompts: PromptFormat) -> bool:
     """Whether the edit has a subject and its prompt names it."""
-    return edit.subject is not None and prompts.last_token_of(edit.prompt, edit.subject.strip()) is not None
+    return edit.subject is not None and prompts.last_token_of(edit.prompt, edit.subject) is not None
 
 
 def prepared(edit: Edit, prompts: PromptFormat, prefixes: Sequence[str], max_length: int | None) -> Fact:
@@ -61,7 +61,7 @@ def prepared(edit: Edit, prompts: PromptFormat, prefixes: Sequence[str], max_len
 
     The key is the last token of the subject, or of the prompt where it names none.
     """
-    subject = edit.subject.strip() if edit.subject is not None and names_subject(edit, prompts) else None
+    subject = edit.subject if names_subject(edit, prompts) else None
 
     def keyed(prompt: Prompt) -> KeyedText:
         encoded = prompts.encode(prompt, edit.target)

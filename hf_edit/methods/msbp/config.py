@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass
 
+from hf_edit.errors import ConfigError
 from hf_edit.settings import Settings, setting
 from hf_edit.statistics.config import MomentWeights, StatisticsConfig
 
@@ -11,6 +13,10 @@ from hf_edit.statistics.config import MomentWeights, StatisticsConfig
 DEPTHS = (0.6, 0.97)
 """Where the edited blocks begin and end by default, as shares of the depth."""
 DEFAULT_PRESERVATION = 300.0
+OF_THE_RIDGE = ("ridge", "protect_earlier", "strangers", "stranger_weight")
+"""Settings that a method without a solve has no use for."""
+OF_THE_METRIC = ("preservation", "moments")
+"""The same, unless its update is cut to a rank, so that its outputs change least."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,23 @@ class HyperConfig(MultiStepConfig):
 @dataclass(frozen=True)
 class MendConfig(HyperConfig):
     """MEND (arXiv 2110.11309): every token's rank-one update, added up."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_for_mend(self, OF_THE_RIDGE if self.rank is not None else (*OF_THE_RIDGE, *OF_THE_METRIC))
+
+
+def refuse_for_mend(settings: MultiStepConfig | Preserving, names: Iterable[str]) -> None:
+    """Raise a ConfigError for a setting that would do nothing; 0 is what MEND does."""
+    for name in names:
+        field, value = settings.__dataclass_fields__[name], getattr(settings, name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if value and value != default:
+            what = f"Settings that begin with {name} do" if isinstance(value, Settings) else f"{name} = {value!r} does"
+            raise ConfigError(
+                f"{what} not go with mend, which adds updates up and solves nothing.",
+                "Leave it out, or use another method.",
+            )
 
 
 @dataclass(frozen=True)

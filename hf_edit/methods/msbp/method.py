@@ -35,7 +35,7 @@ from hf_edit.methods.msbp.probe import Probe
 from hf_edit.methods.msbp.proposal import Normaliser, Rule
 from hf_edit.methods.msbp.protection import protected_by_moments
 from hf_edit.methods.msbp.stream import Step, Stream, Transformer
-from hf_edit.methods.training.outcome import warn_of_missed
+from hf_edit.methods.training.outcome import warn_of_missed, warn_of_unheld
 from hf_edit.methods.training.texts import Text, prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.processes import Processes
@@ -120,14 +120,15 @@ class MultiStep:
         """
         config, linears = self.config, self.linears(model)
         del checkpoints
+        transformers = self.transformers(model, prompts)  # first: a network for something else is refused before work
         texts = prepared(model, [prompts.encode(e.prompt, e.target) for e in edits], linears[0].layer)
         beside = self._in_contexts(model, prompts, edits, linears[0].layer)
-        protected = protected_by_moments(model, linears, preserve, self.preservation, self.moments)
-        transformers = self.transformers(model, prompts)
+        weight = self.preservation if self.rule.solve else 0.0
+        protected = protected_by_moments(model, linears, preserve, weight, self.moments)
         processes = Processes.joined(model.device)
         stream = Stream(model, linears, self.rule, transformers, config.ridge, config.at_once, protected, processes)
         self._protect(stream, edits, preserve)
-        probe = Probe(stream, preserve, config.calibration, config.seed)
+        probe = Probe(stream, prompts, edits, preserve, config.calibration, config.seed)
         source: list[dict[str, KeyValues]] = []
         sizes: list[list[float]] = []
         progress.stage("edits", len(texts))
@@ -138,7 +139,7 @@ class MultiStep:
             source += _source(batch, [asked for _, asked in steps])
             sizes += [[float(f"{size:.6g}") for size, _ in steps]] * len(batch)
             if part[-1] + 1 < len(texts):
-                stream.protect(stream.keys(batch), config.protect_earlier)
+                stream.protect(batch, config.protect_earlier)
             progress.step(len(batch))
         if not stream.deltas:
             raise ComputationError(
@@ -196,12 +197,18 @@ class MultiStep:
         return size, {name: size * proposal.changes for name, proposal in proposals.items()}
 
     def _protect(self, stream: Stream, edits: EditSet, preserve: Preservation) -> None:
-        """Keep the keys of strangers and of earlier edits, by their weights."""
+        """Keep the keys of strangers and of earlier edits, by their weights, in the solve if there is one."""
         config, model = self.config, stream.model
+        if not self.rule.solve:
+            earlier = preserve.earlier if config.protect_earlier else ()
+            warn_of_unheld(
+                earlier, f"{self.name} has no solve to hold them in", "Set protect_earlier = 0 to accept it."
+            )
+            return
         strangers = preserve.strangers(list(edits), config.strangers) if config.strangers else ()
         for encoded, weight in ((strangers, config.stranger_weight), (preserve.earlier, config.protect_earlier)):
             if encoded and weight:
-                stream.protect(stream.keys(prepared(model, encoded, stream.first)), weight)
+                stream.protect(prepared(model, encoded, stream.first), weight)
 
     def _truncate(self, stream: Stream, preserve: Preservation) -> float | None:
         """Cut the update to the rank asked for; the largest share that a linear loses of its outputs or weights."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from hf_edit.batching import spread
+from hf_edit.edits import Edit
 from hf_edit.methods.base import Preservation
 from hf_edit.methods.msbp.capture import Captured
 from hf_edit.methods.msbp.config import CalibrationConfig
 from hf_edit.methods.msbp.proposal import Proposal
 from hf_edit.methods.msbp.step_size import smallest_step
 from hf_edit.methods.msbp.stream import Stream
-from hf_edit.methods.training.teacher import Known, Teacher, answered, divergence
+from hf_edit.methods.training.teacher import Known, Teacher, answered, divergence, untaught
 from hf_edit.methods.training.texts import Batch, Text, answer_logits
+from hf_edit.prompting import PromptFormat
 from hf_edit.solvers.low_rank import LowRankDelta
 
 
@@ -24,14 +26,24 @@ class Probe:
     """Finds the step sizes of a stream.
 
     Args:
+        edits: all that the stream is to learn.
         preserve: asked for the base's own answers if drift counts.
     """
 
-    def __init__(self, stream: Stream, preserve: Preservation, config: CalibrationConfig, seed: int) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        prompts: PromptFormat,
+        edits: Iterable[Edit],
+        preserve: Preservation,
+        config: CalibrationConfig,
+        seed: int,
+    ) -> None:
         self.stream, self.config = stream, config
         self._known: list[Known] = []
         if config.drift_weight:
-            teacher = Teacher(stream.model, [answered(preserve.conversations())], stream.first)
+            held = untaught([answered(preserve.conversations())], prompts, edits, ())
+            teacher = Teacher(stream.model, held, stream.first)
             self._known = teacher.drawn(config.conversations, torch.Generator().manual_seed(seed))
 
     @torch.no_grad()
@@ -46,6 +58,8 @@ class Probe:
         config = self.config
         chosen = spread(range(len(texts)), config.probes)
         before = float(captured.losses[torch.isin(captured.texts, captured.texts.new_tensor(chosen))].mean())
+        with self.stream.model.updated(self.stream.deltas):
+            before += self._drift()
         goal = config.target_loss if last else max(config.target_loss, (1 - config.share) * before)
         unit = {name: proposal.delta(proposal.changes) for name, proposal in proposals.items()}
 
@@ -56,7 +70,7 @@ class Probe:
         return smallest_step(loss_at, start, before, goal) if start > 0 else 0.0
 
     def _loss(self, unit: Mapping[str, LowRankDelta], size: float, texts: Sequence[Text]) -> float:
-        """Mean loss of the answers' tokens with a step of this size on top of the update so far, and its drift."""
+        """Mean loss of the answers' tokens with a step of this size on top of the update so far, and the drift."""
         stream = self.stream
         dtype = torch.promote_types(stream.model.dtype, torch.float32)
         shift = {name: LowRankDelta(size * delta.B, delta.A).to(dtype) for name, delta in unit.items()}
@@ -66,16 +80,23 @@ class Probe:
             logits = answer_logits(stream.model, batch, stream.first).float()
             return float(F.cross_entropy(logits, batch.labels, reduction="sum"))
 
+        in_parts = stream.model.memory.in_parts
+        with stream.model.updated(stream.deltas), stream.model.updated(shift):
+            losses = sum(in_parts("probing", texts, loss, lambda text: len(text.ids), stream.at_once))
+            return losses / sum(len(text.labels) for text in texts) + self._drift()
+
+    def _drift(self) -> float:
+        """Weighted divergence from the base with whatever update is in place; 0 where it does not count."""
+        stream = self.stream
+
         def drift(part: Sequence[Known]) -> float:
             batch = Batch.of([known.text for known in part])
             return float(divergence(answer_logits(stream.model, batch, stream.first), part)) * len(batch.labels)
 
-        in_parts, most = stream.model.memory.in_parts, stream.at_once
-        with stream.model.updated(stream.deltas), stream.model.updated(shift):
-            losses = sum(in_parts("probing", texts, loss, lambda text: len(text.ids), most))
-            drifts = sum(in_parts("probing", self._known, drift, lambda known: len(known.text.ids), most))
+        in_parts = stream.model.memory.in_parts
+        drifts = sum(in_parts("probing", self._known, drift, lambda known: len(known.text.ids), stream.at_once))
         places = sum(len(known.text.labels) for known in self._known)
-        return losses / sum(len(text.labels) for text in texts) + self.config.drift_weight * drifts / max(1, places)
+        return self.config.drift_weight * drifts / max(1, places)
 
 
 def _first_order(captured: Captured, unit: Mapping[str, LowRankDelta]) -> float:

@@ -124,10 +124,11 @@ class Stream:
         if step.size:
             self.deltas = self.shifted(step.deltas())
 
-    def protect(self, keys: Mapping[str, Tensor], weight: float) -> None:
-        """Keep the outputs at these keys, (n, d_in) by linear name, from now on."""
-        for name, rows in keys.items():
-            self.protected[name].add(rows, weight)
+    def protect(self, texts: Sequence[Text], weight: float) -> None:
+        """Keep the outputs where the answers of texts are predicted, from now on; without a solve nothing can be."""
+        if texts and weight and self.rule.solve:
+            for name, rows in self.keys(texts).items():
+                self.protected[name].add(rows, weight)
 
     @torch.no_grad()
     def keys(self, texts: Sequence[Text]) -> dict[str, Tensor]:

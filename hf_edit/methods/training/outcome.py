@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hf_edit.edits import EditSet
 from hf_edit.errors import HfEditWarning
 from hf_edit.methods.base import EditResult
 from hf_edit.methods.training.course import Trained
+from hf_edit.prompting import Encoded
 from hf_edit.solvers.low_rank import LowRankDelta
 
 
@@ -66,6 +67,16 @@ def warn_of_unreached(losses: Mapping[str, float], part: str, stop_loss: float) 
     """Warn of the edits, by id, with a `part` whose target was not reached; `losses` are those of the worst parts."""
     what = f"have a {part} whose loss stayed above {MISSED_LOSS:g} (stop_loss is {stop_loss:g})"
     warn_of_missed({id: loss <= MISSED_LOSS for id, loss in losses.items()}, what, "Raise max_evaluations or clamp.")
+
+
+def warn_of_unheld(earlier: Sequence[Encoded], why: str, remedy: str) -> None:
+    """Warn with an HfEditWarning of edits taught before, if there are any, where nothing holds their answers."""
+    if earlier:
+        warnings.warn(
+            f"The update may move the answers of {len(earlier)} edits taught earlier: {why}. {remedy}",
+            HfEditWarning,
+            stacklevel=4,
+        )
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

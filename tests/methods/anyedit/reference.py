@@ -153,7 +153,7 @@ def reference_targets(
             (loss + config.weight_decay * delta.norm() / h0.norm() ** 2).backward()
             adam.step()
             with torch.no_grad():
-                grown = max(0.0, 2 * (evaluation + 1) / config.max_evaluations - 1)
+                grown = max(0.0, 2 * (evaluation + 1) / max(1, config.max_evaluations - 1) - 1)
                 first = config.clamp if s == 0 and n_edits == 1 else config.first_clamp
                 longest = (first + grown * (config.clamp - first)) * h0.norm()
                 if delta.norm() > longest:

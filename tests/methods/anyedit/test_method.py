@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from torch import Tensor
 
 import hf_edit
 from hf_edit.edits import Edit, EditSet
-from hf_edit.errors import ConfigError
+from hf_edit.errors import ConfigError, HfEditWarning
 from hf_edit.methods import METHODS, method_for
 from hf_edit.methods.anyedit.chunking import answer_surprisals
 from hf_edit.methods.anyedit.config import OF_TARGETS, AnyEditConfig, UnKEConfig
@@ -66,9 +66,9 @@ def moved_at(view: EditableModel, result: EditResult, text: Encoded) -> float:
     return float((keys @ result.deltas[name].dense().T).norm())
 
 
-@pytest.mark.parametrize("backend", ["memit", "alphaedit"])
-def test_earlier_edits_are_protected(backend: str) -> None:
-    config = AnyEditConfig(backend=backend, window=6, max_evaluations=3, preservation=0.1, null_share=0.9)
+@pytest.mark.parametrize("solve", [{"preservation": 0.1}, {"backend": "alphaedit", "null_share": 0.9}])
+def test_earlier_edits_are_protected(solve: dict[str, object]) -> None:
+    config = AnyEditConfig.from_mapping({"window": 6, "max_evaluations": 3, **solve})
     left = [
         moved_at(*compute(AnyEditConfig(**{**vars(config), "earlier_weight": weight}), earlier=EARLIER), EARLIER[0])
         for weight in (0.0, 1.0, 100.0)
@@ -192,6 +192,27 @@ def test_unke_keeps_the_texts_of_earlier_edits() -> None:
     assert moved[1] < 0.7 * moved[0]
 
 
+def test_unke_leaves_earlier_edits_out_at_weight_0() -> None:
+    config = UnKEConfig(max_evaluations=3, unke=UNKE, earlier_weight=0.0)
+    (_, given), (_, without), (_, held) = (
+        compute(config, earlier=EARLIER),
+        compute(config),
+        compute(replace(config, earlier_weight=1.0), earlier=EARLIER),
+    )
+    for name, delta in given.deltas.items():
+        assert torch.equal(delta.dense(), without.deltas[name].dense())
+        assert not torch.equal(delta.dense(), held.deltas[name].dense())
+
+
+def test_unke_asks_for_no_texts_that_it_does_not_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fixed, "conversations", None)
+    config = UnKEConfig(max_evaluations=3, unke=replace(UNKE, preserved_weight=0.0))
+    with pytest.warns(HfEditWarning, match="answers of 1 edits taught earlier: unke.preserved_weight is 0"):
+        given = compute(config, earlier=EARLIER)[1]
+    without = compute(replace(config, earlier_weight=0.0), earlier=EARLIER)[1]
+    assert all(torch.equal(delta.dense(), without.deltas[name].dense()) for name, delta in given.deltas.items())
+
+
 def test_a_pack_of_unke_loads_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_EDIT_CACHE", str(tmp_path / "cache"))
     model = tiny_model()
@@ -232,6 +253,12 @@ def test_a_pack_of_unke_loads_plainly(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_settings_that_make_no_sense(values: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         AnyEditConfig.from_mapping(values)
+
+
+@pytest.mark.parametrize("config", [AnyEditConfig(), AnyEditConfig(backend="alphaedit", null_share=0.2), UnKEConfig()])
+def test_what_a_manifest_says_is_read_again(config: AnyEditConfig) -> None:
+    """With settings that the backend has no use for, at their defaults."""
+    assert type(config).from_mapping(config.to_json()) == config
 
 
 def test_a_small_window_needs_no_word_about_sentences() -> None:
@@ -280,6 +307,17 @@ def test_a_budget_of_columns(backend: str, tmp_path: Path) -> None:
         ({"backend": "memit", "direct": {"columns": 5}}, "direct do not go with backend = memit"),
         ({"backend": "memit", "together": 4}, "together = 4 does not go with backend = memit"),
         ({"backend": "unke", "polish": True}, "polish = True does not go with backend = unke"),
+        ({"backend": "unke", "own_weight": 0.0}, "own_weight = 0.0 does not go .* use backend = memit or alphaedit"),
+        ({"backend": "unke", "preservation": 3}, "preservation = 3.0 does not go with backend = unke"),
+        ({"backend": "unke", "answer_weight": 3}, "answer_weight = 3.0 does not go with backend = unke"),
+        ({"backend": "unke", "prompt_weight": 3}, "prompt_weight = 3.0 does not go with backend = unke"),
+        ({"backend": "unke", "null_share": 0.5}, "null_share = 0.5 does not go with backend = unke"),
+        ({"backend": "unke", "ridge": 0}, "ridge = 0.0 does not go with backend = unke"),
+        ({"null_share": 0.5}, "null_share = 0.5 does not go with backend = memit.* use backend = alphaedit"),
+        ({"beta": 2}, "beta = 2.0 does not go with backend = memit"),
+        ({"backend": "alphaedit", "preservation": 3}, "preservation = 3.0 does not go with backend = alphaedit"),
+        ({"backend": "alphaedit", "ridge": 0}, "ridge = 0.0 does not go with backend = alphaedit"),
+        ({"min_chunk": 3}, "min_chunk = 3 does not go with chunker = window"),
         ({"backend": "direct", "join": {"rank": 4}}, "setting join does not go with edits that are all optimised"),
         ({"backend": "direct", "layers": [1], "direct": {"layers": [2]}}, "layers, and others under direct"),
     ],

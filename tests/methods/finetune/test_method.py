@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_edit.edits import Edit, EditSet
-from hf_edit.errors import ConfigError
+from hf_edit.errors import ConfigError, HfEditWarning
 from hf_edit.methods import method_for
 from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.finetune import method as module
@@ -51,10 +51,17 @@ def test_the_edits_are_trained_and_the_bases_answers_held(monkeypatch: pytest.Mo
     assert all(trainee.judged and trainee.weight == 1.0 for trainee in trainees)
     assert held == [talks[0], talks[1], *strangers, talks[2]]
     assert [delta.rank for delta in result.deltas.values()] == [3, 3]
+    none = replace(config, conversations=0)
     free = replace(config, training=replace(config.training, drift_weight=0.0))
+    monkeypatch.setattr(Fixed, "conversations", None)  # which take time
     with borrowed(view.model):
-        method_for(free).compute(view, CHAT, EDITS, preserve, NoCheckpoints(), Silent())
-    assert not set(strangers) & set(given[1].teacher.encoded)  # which takes time, and nothing would hold them
+        method_for(none).compute(view, CHAT, EDITS, preserve, NoCheckpoints(), Silent())
+        monkeypatch.setattr(Fixed, "strangers", None)
+        with pytest.warns(HfEditWarning, match="answers of 1 edits taught earlier: training.drift_weight is 0"):
+            method_for(free).compute(view, CHAT, EDITS, preserve, NoCheckpoints(), Silent())
+        method_for(free).compute(view, CHAT, EDITS, Fixed(preserve.statistics), NoCheckpoints(), Silent())
+    assert given[1].teacher.encoded == [*strangers, talks[2]]
+    assert given[2].teacher.encoded == given[3].teacher.encoded == []
 
 
 def test_one_edit_alone_is_trained_with_the_bases_answers_held() -> None:

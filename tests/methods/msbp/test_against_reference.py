@@ -183,7 +183,7 @@ def test_networks(rule: type[MultiStep], own_statistics: bool) -> None:
                 captured = stream.captured(texts[part])
                 stream.take(Step(captured, stream.proposals(number, captured), 0.5))
                 dense.step(number, encoded[part], 0.5)
-            stream.protect(stream.keys(texts[part]), 0.7)
+            stream.protect(texts[part], 0.7)
             dense.protect(encoded[part], 0.7)
         losses, right = stream.judged(texts)
     for name, change in dense.update.items():

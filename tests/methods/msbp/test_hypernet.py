@@ -155,6 +155,13 @@ def test_other_uses_are_refused(saved: Path, method: Any, format: str, said: str
     assert caught.value.remedy
 
 
+def test_it_is_refused_before_anything_is_computed(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("prepared", "invent_prefixes", "protected_by_moments"):
+        monkeypatch.setattr(f"hf_edit.methods.msbp.method.{name}", None)
+    with pytest.raises(ConfigError, match="trained for emsedit, not malmen"):
+        computed(Malmen(MalmenConfig(hypernet=str(saved), contexts=2)), facts(2))
+
+
 def test_another_tokenizer_is_refused(network: Hypernet) -> None:
     other = hf_edit.prompting.PromptFormat.of("plain", tiny_tokenizer("sentencepiece"))
     with pytest.raises(ConfigError, match="another tokenizer"):

@@ -18,8 +18,8 @@ from hf_edit.methods import METHODS
 from hf_edit.methods.base import EditResult
 from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.contexts import behind, invent_prefixes
-from hf_edit.methods.msbp.config import EMSEditConfig, MultiStepConfig, UltraEditConfig
-from hf_edit.methods.msbp.method import EMSEdit
+from hf_edit.methods.msbp.config import EMSEditConfig, MendConfig, MultiStepConfig, UltraEditConfig
+from hf_edit.methods.msbp.method import EMSEdit, Mend
 from hf_edit.methods.msbp.network import HyperNetwork
 from hf_edit.methods.msbp.proposal import Normaliser
 from hf_edit.methods.msbp.stream import Transformer
@@ -209,6 +209,59 @@ def test_what_is_protected_moves_less_and_the_edits_are_learned_still(kept: str)
         found.append((moved(result, text), moved(result, asked)))
     (free, learned), (held, still) = found
     assert held < 0.2 * free and still > 0.3 * learned
+
+
+class Unasked(Fixed):
+    """Nothing may be collected but what is given."""
+
+    def moments(self, linears: Any) -> Any:
+        raise AssertionError("moments are collected")
+
+    def strangers(self, edits: Any, count: int) -> Any:
+        raise AssertionError("strangers are asked")
+
+
+def test_mend_keeps_nothing_and_says_so() -> None:
+    """And computes nothing for what it does not keep; the moments it asks for only to cut its update to a rank."""
+    view, found = EditableModel.of(tiny_model()), []
+    statistics = random_moments(view, ("text",))
+    for values, kept in (
+        ({}, Unasked(statistics, earlier=(STRANGER,))),
+        ({"protect_earlier": 0.0}, Unasked(statistics, earlier=(STRANGER,))),
+        ({"rank": 3}, Fixed(statistics)),
+    ):
+        config = MendConfig(steps=1, step_size=0.002, batch=2, **values)  # type: ignore[arg-type]
+        with borrowed(view.model), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found.append(Mend(config).compute(view, CHAT, EDITS, kept, NoCheckpoints(), Silent()))
+        said = [str(one.message) for one in caught if "taught earlier: mend has no solve" in str(one.message)]
+        assert len(said) == (1 if "protect_earlier" not in values and kept.earlier else 0)
+    for name, delta in found[0].deltas.items():
+        assert torch.equal(delta.dense(), found[1].deltas[name].dense()) and found[2].deltas[name].rank == 3
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"ridge": 2.0},
+        {"protect_earlier": 3.0},
+        {"strangers": 2},
+        {"stranger_weight": 2.0},
+        {"preservation": 5.0},
+        {"moments": {"prompt_weight": 9.0}},
+    ],
+)
+def test_settings_that_do_nothing_for_mend(values: dict[str, Any]) -> None:
+    (name,) = values
+    with pytest.raises(ConfigError, match=f"{name} .*not go with mend"):
+        MendConfig.from_mapping(values)
+    cut = {**values, "rank": 4}
+    if name in ("preservation", "moments"):  # the metric in which it is cut
+        MendConfig.from_mapping(cut)
+    else:
+        with pytest.raises(ConfigError, match=f"{name} .*not go with mend"):
+            MendConfig.from_mapping(cut)
+    assert MendConfig.from_mapping(MendConfig().to_json()) == MendConfig()
 
 
 def test_earlier_packs_are_protected_through_the_front_door() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from hf_edit.edits import Edit, EditSet
 from hf_edit.errors import ComputationError, ConfigError
-from hf_edit.methods.checkpoints import FolderCheckpoints
+from hf_edit.methods.checkpoints import FolderCheckpoints, NoCheckpoints
 from hf_edit.methods.msbp.hypernet import Hypernet
 from hf_edit.methods.msbp.stream import Stream
 from hf_edit.methods.msbp.training import loop
@@ -22,8 +24,9 @@ from hf_edit.models.borrow import borrowed
 from hf_edit.models.editable import EditableModel
 from hf_edit.processes import Processes
 from hf_edit.progress import Silent
+from hf_edit.prompting import Encoded
 from tests.launching import launched
-from tests.methods.msbp.training_data import facts, prompts, quick, trained, trained_and_saved
+from tests.methods.msbp.training_data import NOTHING, facts, prompts, quick, trained, trained_and_saved
 from tests.tiny import tiny_model
 
 
@@ -201,9 +204,54 @@ def test_chained_or_as_published(rows: str, monkeypatch: pytest.MonkeyPatch) -> 
         quick(chained=False, horizon=3)
 
 
+@pytest.mark.parametrize(("chained", "accumulate", "updates"), [(True, 2, 2), (False, 2, 2), (False, 1, 8)])
+def test_batches_are_accumulated_not_their_steps(chained: bool, accumulate: int, updates: int) -> None:
+    config = quick(chained=chained, accumulate=accumulate, steps=2, validation=0.0)
+    assert trained(config, count=16).manifest.figures["updates"] == updates
+
+
+@pytest.mark.parametrize("method", ["emsedit", "malmen"])
+def test_every_epoch_has_an_order_of_its_own(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing but orders is drawn."""
+    seen: list[list[str]] = []
+    monkeypatch.setattr(loop._Training, "_sequence", lambda self, state, _: seen.append(state.order.tolist()))
+    trained(quick(method=method, epochs=3, batch=8, validation=0.0), count=8)
+    assert len(seen) == 3 and len({tuple(order) for order in seen}) == 3
+
+
+def test_mend_trains_without_what_it_cannot_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No second moments are collected for it; they are not there in this test."""
+    monkeypatch.setattr(Stream, "keys", None)
+    settings = {"method": "mend", "preservation": 300.0, "horizon": 2, "batch": 3, "step_size": 0.02}
+    assert trained(quick(**settings, protect_earlier=0.0)).manifest.figures["batches"] == 5
+    trained(quick(**settings))
+    with pytest.raises(ConfigError, match=r"protect_earlier = 3.0 does not go with mend"):
+        quick(**settings, protect_earlier=3.0)
+
+
+def test_invented_questions_that_are_taught_are_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    pools: list[list[Encoded]] = []
+
+    class Noted(loop.Teacher):
+        def __init__(self, model: Any, given: Any, first: int) -> None:
+            pools.extend(given)
+            super().__init__(model, given, first)
+
+    monkeypatch.setattr(loop, "Teacher", Noted)
+    bare = EditSet(Edit(edit.prompt, edit.target, paraphrases=edit.paraphrases) for edit in facts(8))
+    own = prompts().encode("Tell me", "a fox")
+    taught = [prompts().encode(text, "Nowhere.") for text in (bare[0].prompt, bare[5].paraphrases[0])]
+    view = EditableModel.of(tiny_model())
+    preserve = replace(NOTHING, asked=[own, *taught])
+    with borrowed(view.model):
+        config = quick(method="malmen", epochs=0)
+        loop.train_hypernet(view, prompts(), bare, None, preserve, config, NoCheckpoints(), Silent())
+    assert pools == [[own], [own]]
+
+
 def test_gradients_are_accumulated_as_a_mean() -> None:
     """Adam does not see a constant factor, the clip does: two batches of the same gradient count as one."""
-    state = State([], HypernetConfig(clip=1e9), torch.arange(1))
+    state = State([], HypernetConfig(clip=1e9), torch.arange(1), torch.Generator())
     parameter = torch.nn.Parameter(torch.zeros(2))
     state.parameters = [parameter]
     seen: list[Tensor] = []

@@ -101,7 +101,7 @@ def test_gradients_equal_autograd_through_dense_solves(edits: int, steps: int, r
     with borrowed(model.model):
         known = Teacher(model, [unrelated_of(examples)], FIRST).drawn(3, torch.Generator().manual_seed(0))
         earlier = Prepared.of(model, examples[edits:], FIRST)
-        stream.protect(stream.keys(earlier.edits), 2.0)
+        stream.protect(earlier.edits, 2.0)
         generator = torch.Generator().manual_seed(2)
         stream.deltas = {
             linear.name: LowRankDelta(
@@ -155,6 +155,28 @@ def test_what_is_differentiated_is_what_is_proposed(rule: Rule) -> None:
         rows = link.normaliser.rows(link.step.captured, name, place, centred=False)
         changes, _ = desired(rule, link.step.captured.keys[name], rows, link.networks[place.shape], place.module)
         torch.testing.assert_close(changes.detach(), proposal.changes)
+
+
+@pytest.mark.parametrize("rule", [Rule(), Rule(solve=False)], ids=["solve", "mend"])
+def test_a_process_without_texts_hands_over_the_same_tensors(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As collectives need them; the shares add up."""
+    model = EditableModel.of(tiny_model(dtype=torch.float64))
+    stream = Stream(model, model.linears[FIRST:3], rule, sets_of(model, rule, 1), 1.0, at_once=2)
+    handed: list[list[Tensor]] = []
+    with borrowed(model.model):
+        batch = Prepared.of(model, [Example.of(edit, prompts()) for edit in facts(2)], FIRST)
+        link = linked(stream, 0, batch.edits)
+        objective = Objective([(batch.paraphrases, 1.0)], [], 0.0, 0.0)
+        monkeypatch.setattr(
+            Processes, "add_up", lambda _, tensors: handed[-1].extend(tensor.clone() for tensor in tensors)
+        )
+        for processes in (Processes(), *(Processes(rank, 3) for rank in range(3))):
+            handed.append([])
+            differentiate(stream, {}, [link], objective, processes)
+    whole, *shares = handed
+    assert len(whole) == 1 + len(stream.linears) * (1 if rule.solve else 2)
+    for tensor, *parts in zip(whole, *shares, strict=True):
+        torch.testing.assert_close(torch.stack(parts).sum(dim=0), tensor, rtol=1e-9, atol=1e-12)
 
 
 def test_no_dense_gradient_is_formed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_edit.errors import ConfigError
-from hf_edit.methods.msbp.config import CalibrationConfig, KeyWeights, MultiStepConfig, Preserving
+from hf_edit.methods.msbp.config import CalibrationConfig, KeyWeights, MultiStepConfig, Preserving, refuse_for_mend
 from hf_edit.methods.msbp.method import EMSEdit, Malmen, Mend, MultiStep, RLEdit
 from hf_edit.settings import setting
 from hf_edit.statistics.config import StatisticsConfig
@@ -83,7 +83,12 @@ class HypernetConfig(Preserving):
     )
     decay: float = setting(0.95, "What a batch counts less for each after it.", above=0, at_most=1)
     clip: float = setting(1.0, "Most that the norm of a gradient may be.", above=0)
-    accumulate: int = setting(1, "Batches per step of Adam, whose mean gradient it takes.", at_least=1)
+    accumulate: int = setting(
+        1,
+        "Batches per step of Adam, whose mean gradient it takes; at 1 without chaining, each step of a batch has its "
+        "own, as published.",
+        at_least=1,
+    )
     epochs: int = setting(1, "Passes over the edits.", at_least=0)
     validation: float = setting(
         0.1,
@@ -107,6 +112,8 @@ class HypernetConfig(Preserving):
                 f"chained = False undoes every step, and a horizon of {self.horizon} batches keeps them.",
                 "Leave one of the two out.",
             )
+        if not TRAINED[self.method].rule.solve:
+            refuse_for_mend(self, ["protect_earlier"])
 
     def layers_of(self, n_layers: int) -> tuple[int, ...]:
         """The edited layers of a model of that depth."""
@@ -127,6 +134,11 @@ class HypernetConfig(Preserving):
     def locality(self) -> float:
         """Weight of the divergence on unrelated questions."""
         return (0.0 if self.method == "emsedit" else 0.6) if self.locality_weight is None else self.locality_weight
+
+    @property
+    def gradients_per_update(self) -> int:
+        """Whose mean a step of Adam takes: one comes of every batch, unchained one of each of its steps."""
+        return self.accumulate if self.chained or self.accumulate == 1 else self.accumulate * self.steps
 
     @property
     def weights(self) -> tuple[float, ...]:

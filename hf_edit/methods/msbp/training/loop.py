@@ -34,7 +34,7 @@ from hf_edit.methods.msbp.training.examples import Example, Prepared, split, unr
 from hf_edit.methods.msbp.training.outer import Link, Losses, Objective, differentiate, linked
 from hf_edit.methods.msbp.training.state import State
 from hf_edit.methods.msbp.training.validation import validated
-from hf_edit.methods.training.teacher import Known, Teacher, answered
+from hf_edit.methods.training.teacher import Known, Teacher, answered, untaught
 from hf_edit.methods.training.texts import Text
 from hf_edit.models.editable import EditableLinear, EditableModel, check_finite
 from hf_edit.processes import Processes
@@ -91,6 +91,7 @@ class _Training:
         self.processes = Processes.joined(model.device)
         self.progress = progress
         self.checkpoints = checkpoints
+        self.taught = [*edits, *(validation or ())]
         self.key = key_of(
             "hypernet",
             config.to_json(),
@@ -99,7 +100,9 @@ class _Training:
         )
         self.linears: list[EditableLinear] = mlp_outputs(model, config.layers_of(model.n_layers), together=False)
         self.first = self.linears[0].layer
-        self.protected = protected_by_moments(model, self.linears, preserve, config.preservation, config.moments)
+        self.rule = TRAINED[config.method].rule
+        kept = config.preservation if self.rule.solve else 0.0
+        self.protected = protected_by_moments(model, self.linears, preserve, kept, config.moments)
         self.ranks = config.ranks(min(linear.d_in + linear.d_out for linear in self.linears))
         self.examples, held_out = [Example.of(edit, prompts) for edit in edits], []
         most = config.horizon * config.batch
@@ -116,7 +119,8 @@ class _Training:
             return Teacher(self.model, [], self.first), []
         ours, theirs = unrelated_of(self.examples), unrelated_of(held_out)
         if not ours or (held_out and not theirs):
-            invented = answered(self.preserve.conversations())
+            pools = [answered(self.preserve.conversations())]
+            (invented,) = untaught(pools, self.prompts, self.taught, ())
             ours, theirs = ours or invented, theirs or invented
         probing = Teacher(self.model, [theirs], self.first)
         known = probing.drawn(self.config.batch, torch.Generator().manual_seed(self.config.seed)) if held_out else []
@@ -127,11 +131,12 @@ class _Training:
     def run(self) -> Hypernet:
         config, processes = self.config, self.processes
         kept = processes.first(self.checkpoints.load(self.key) if processes.rank == 0 else None)
-        order = torch.randperm(len(self.examples), generator=torch.Generator().manual_seed(config.seed))
+        generator = torch.Generator().manual_seed(config.seed)
+        order = torch.randperm(len(self.examples), generator=generator)
         self.progress.stage("calibration", 1)
         sizes, unit = ([1.0] * len(self.ranks), 1.0) if kept else self._untrained(order)
         self.progress.step(1, **{f"eta {i}": size for i, size in enumerate(sizes, start=1)})
-        state = State(self._new_sets(sizes), config, order)
+        state = State(self._new_sets(sizes), config, order, generator)
         if kept:
             state.resume(kept)
         else:
@@ -189,8 +194,8 @@ class _Training:
             objective = Objective(answers, known, config.locality, config.size / state.counters.unit)
             for numbers in [range(config.steps)] if config.chained else [range(i, i + 1) for i in range(config.steps)]:
                 found = self._pass(state, stream, batch.edits, numbers, objective)
-            if len(batches) > 1 and config.protect_earlier:
-                stream.protect(stream.keys(batch.edits), config.protect_earlier)
+            if len(batches) > 1:
+                stream.protect(batch.edits, config.protect_earlier)
             state.counters.batches += 1
             self.progress.step(loss=found.answers, norm=(found.squared_norm / state.counters.unit) ** 0.5)
 
@@ -208,21 +213,21 @@ class _Training:
         if not self.config.chained:
             stream.deltas = before
         state.pending += 1
-        if state.pending == self.config.accumulate:
+        if state.pending == self.config.gradients_per_update:
             state.update(self.processes)
         return found
 
     def _stream(self, sets: Sequence[Transformer]) -> Stream:
-        config, rule = self.config, TRAINED[self.config.method].rule
-        each = per_step(sets, config.steps)
-        return Stream(self.model, self.linears, rule, each, 1.0, config.at_once, self.protected, self.processes)
+        each, at_once = per_step(sets, self.config.steps), self.config.at_once
+        return Stream(self.model, self.linears, self.rule, each, 1.0, at_once, self.protected, self.processes)
 
     def _untrained(self, order: torch.Tensor) -> tuple[list[float], float]:
         """eta of every set of networks to begin with, and the squared norm of the first batch's update."""
         stream = self._stream([Transformer(Normaliser.empty(self.linears, self.model.device))])
         texts = Prepared.of(self.model, [self.examples[i] for i in order[: self.config.batch].tolist()], self.first)
-        probe = Probe(stream, self.preserve, self.config.calibration, self.config.seed)
-        sizes = untrained(stream, texts.edits, self.config, probe)
+        config = self.config
+        probe = Probe(stream, self.prompts, self.taught, self.preserve, config.calibration, config.seed)
+        sizes = untrained(stream, texts.edits, config, probe)
         mean = sum(sizes) / len(sizes)
         squared = sum(delta.norm() ** 2 for delta in stream.deltas.values())
         return (sizes if len(self.ranks) > 1 else [mean]), squared

@@ -103,7 +103,11 @@ def differentiate(
         found = _through_model(stream, objective, processes)
     for update in leaves:
         for leaf in update.values():
-            processes.add_up([factor.grad for factor in (leaf.B, leaf.A) if factor.grad is not None])
+            for factor in (leaf.B, leaf.A):
+                if factor.requires_grad:
+                    if factor.grad is None:  # this share of the texts was empty, and processes must share all tensors
+                        factor.grad = torch.zeros_like(factor)
+                    processes.add_up([factor.grad])
     squared = _through_size(before, leaves, objective.size)
     pairs = [
         (link, update, linear.name) for link, update in zip(links, leaves, strict=True) for linear in stream.linears

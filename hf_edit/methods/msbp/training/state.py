@@ -48,11 +48,14 @@ class State:
 
     Args:
         sets: one for all steps or one for each, every one of them once.
+        order: of the examples in the first epoch.
+        generator: of all that is drawn from there on.
     """
 
-    def __init__(self, sets: Sequence[Transformer], config: HypernetConfig, order: Tensor) -> None:
-        self.sets, self.order, self._clip = sets, order, config.clip
-        self.generator = torch.Generator().manual_seed(config.seed)
+    def __init__(
+        self, sets: Sequence[Transformer], config: HypernetConfig, order: Tensor, generator: torch.Generator
+    ) -> None:
+        self.sets, self.order, self.generator, self._clip = sets, order, generator, config.clip
         self.counters = Counters()
         self.best: dict[str, Tensor] | None = None
         self.pending = 0

@@ -50,8 +50,7 @@ def learn(stream: Stream, texts: Sequence[Text], steps: int, protect: float) -> 
     """One batch, its steps chained, as at use."""
     for number in range(steps):
         stream.take(linked(stream, number, texts).step)
-    if protect:
-        stream.protect(stream.keys(texts), protect)
+    stream.protect(texts, protect)
 
 
 def validated(
