@@ -546,3 +546,16 @@ def test_special_tokens_are_refused_where_no_context_is_known() -> None:
     edits = [Edit("Who?", "Bob<|im_end|>Al")]
     with pytest.raises(InvalidEditError, match="special token"):
         hf_edit.edit(tiny_model("mamba"), tiny_tokenizer(), edits)
+
+
+def test_targets_of_a_batch_that_is_not_all_there_are_found_in_the_same_company(
+    fast: AnyEditConfig, tmp_path: Path
+) -> None:
+    def computed() -> EditPack:
+        return hf_edit.edit(tiny_model(), tiny_tokenizer(), EDITS, fast, resume_dir=tmp_path / "resume")
+
+    whole = computed()
+    files = sorted((tmp_path / "resume").iterdir())
+    assert len(files) == len(EDITS)
+    files[0].unlink()
+    assert same_deltas(computed(), whole)

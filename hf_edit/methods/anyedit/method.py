@@ -179,24 +179,26 @@ class AnyEdit:
         checkpoints: Checkpoints,
         progress: Progress,
     ) -> list[Targets]:
-        """Stage 1 for a batch, of which an earlier run, also of another backend, may have left some edits."""
+        """Stage 1 for a batch, of which an earlier run, also of another backend, may have left some edits.
+
+        Those run in lockstep are taken from there together or not at all: sums are rounded otherwise in other company.
+        """
         settings = self.config.target_settings(n_edits)
         keys = [key_of(linear.name, e.ids, e.answer_start, settings) for e in encoded]
-        kept = [checkpoints.load(key) for key in keys]
-        found = {i: Targets(**one) for i, one in enumerate(kept) if one is not None}
-        for i in found:
-            progress.step(len(chunks[i]))
-        missing = [i for i in range(len(encoded)) if i not in found]
-        texts = prepared(model, [encoded[i] for i in missing], linear.layer)
+        texts = prepared(model, encoded, linear.layer)
+        found: list[Targets] = []
         for part in in_lockstep(model, linear, texts):
-            these = missing[part.start : part.stop]
-            cuts = [chunks[i] for i in these]
-            run = [texts[row] for row in part]
+            kept = [known for i in part if (known := checkpoints.load(keys[i])) is not None]
+            if len(kept) == len(part):
+                found += [Targets(**known) for known in kept]
+                progress.step(sum(len(chunks[i]) for i in part))
+                continue
+            run, cuts = [texts[i] for i in part], [chunks[i] for i in part]
             targets = optimise_targets(model, linear, run, cuts, self.config, n_edits, progress)
-            for i, one in zip(these, targets, strict=True):
+            for i, one in zip(part, targets, strict=True):
                 checkpoints.save(keys[i], vars(one))
-                found[i] = one
-        return [found[i] for i in range(len(encoded))]
+            found += targets
+        return found
 
 
 class UnKE(AnyEdit):
