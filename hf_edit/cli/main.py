@@ -87,6 +87,8 @@ class Verbs(TyperGroup):
                 return super().invoke(ctx)
         except HfEditError as error:
             _fail(error.message, error.remedy)
+        except BrokenPipeError:
+            raise  # whoever reads has enough, as head has: click ends without a word
         except OSError as error:
             _fail(visible(str(error)), "Check that the path exists, that you may use it, and that the disk has room.")
         except (typer.Exit, typer.Abort):

@@ -210,3 +210,15 @@ def test_hf_runs_it_as_its_extension(tmp_path: Path) -> None:
 
     assert hf("edit", "--version").stdout == f"hf-edit {__version__}\n"
     assert hf("edit", "no-such-verb").returncode == 2  # its exit code comes through
+
+
+def test_a_reader_that_has_enough_is_no_mistake() -> None:
+    code = "import sys; from hf_edit.cli.main import main; sys.exit(main())"
+    for arguments in (["methods"], ["methods", "--json"]):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.close()
+        _, said = process.communicate(timeout=60)
+        assert "error" not in first_words(said) and "Traceback" not in said
