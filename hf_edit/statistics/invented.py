@@ -101,18 +101,6 @@ def invent_questions(
     return list(questions)
 
 
-def invent_alike(
-    model: EditableModel,
-    prompts: PromptFormat,
-    questions: Sequence[str],
-    count: int,
-    config: StatisticsConfig,
-    seed: int,
-) -> list[str]:
-    """Questions of the same kind as these, up to `count` for each: they begin alike and go on as the model likes."""
-    return continued(model, prompts, first_words(questions, count, seed), config, seed)
-
-
 def continued(
     model: EditableModel,
     prompts: PromptFormat,

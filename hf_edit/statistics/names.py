@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -21,6 +21,7 @@ from hf_edit.edits import Edit, question_of
 from hf_edit.models.editable import EditableModel
 from hf_edit.models.forward import run
 from hf_edit.prompting import PromptFormat
+from hf_edit.statistics.invented import first_words
 from hf_edit.wordings import FRAMES, FUNCTION_WORDS
 
 
@@ -94,6 +95,18 @@ def with_other_names(
             kept = generator.randint(1, max(1, (len(words) + 1) // 2))
             openings.append(before + other + mark + "".join(words[:kept]))
     return openings
+
+
+def openings_alike(
+    model: EditableModel, prompts: PromptFormat, edits: Sequence[Edit], count: int, seed: int, file: str = "names.toml"
+) -> list[str]:
+    """How `count` questions like that of each edit begin: with another name, or if it has none with its first words.
+
+    Args:
+        file: of names, as for `kinds`.
+    """
+    nameless = [question_of(edit.prompt) for edit in edits if name_of(edit) is None]
+    return with_other_names(model, prompts, edits, count, seed, file) + first_words(nameless, count, seed)
 
 
 @torch.no_grad()

@@ -14,9 +14,9 @@ from hf_edit.processes import Processes
 from hf_edit.progress import Progress
 from hf_edit.prompting import Encoded, PromptFormat
 from hf_edit.statistics.config import StatisticsConfig
-from hf_edit.statistics.invented import continued, first_words, invent_answers
+from hf_edit.statistics.invented import continued, invent_answers
 from hf_edit.statistics.moments import SecondMoments
-from hf_edit.statistics.names import name_of, with_other_names
+from hf_edit.statistics.names import openings_alike
 from hf_edit.statistics.store import obtain, obtain_corpus
 
 
@@ -95,9 +95,7 @@ class Preserved:
         """Questions like these edits', behind the messages that theirs stand behind, such as a system prompt."""
         swapped = with_other_subjects(edits, count // 2, self.seed, every)
         more = count - count // 2 if swapped else count
-        openings = with_other_names(self.model, self.prompts, edits, more, self.seed)
-        nameless = [question_of(edit.prompt) for edit in edits if name_of(edit) is None]
-        openings += first_words(nameless, more, self.seed)
+        openings = openings_alike(self.model, self.prompts, edits, more, self.seed)
         alike = continued(self.model, self.prompts, openings, self.config, self.seed, processes)
         return [(*messages, Message("user", text)) if messages else text for text in [*swapped, *alike]]
 

@@ -16,7 +16,7 @@ from hf_edit.progress import Silent
 from hf_edit.prompting import PromptFormat
 from hf_edit.statistics import invented as module
 from hf_edit.statistics.config import StatisticsConfig
-from hf_edit.statistics.invented import MAX_QUESTION_TOKENS, continued, first_words, invent_alike
+from hf_edit.statistics.invented import MAX_QUESTION_TOKENS, continued, first_words
 from hf_edit.statistics.names import with_other_names
 from hf_edit.statistics.preserved import Preserved, with_other_subjects
 
@@ -28,7 +28,7 @@ QUESTIONS = ["What is the capital of France?", "Who wrote the play Hamlet in the
 def alike(
     view: EditableModel, prompts: PromptFormat, questions: Sequence[str], count: int, seed: int = 0
 ) -> list[str]:
-    return invent_alike(view, prompts, questions, count, CONFIG, seed)
+    return continued(view, prompts, first_words(questions, count, seed), CONFIG, seed)
 
 
 def begins_like(question: str, found: str) -> bool:

@@ -71,14 +71,14 @@ def verdict(answer: str, claim: str = "right") -> str | None:
     """`yes` or `no` to whether something is right, or wrong, whichever the answer says first; None if neither."""
     agreeing = RIGHT if claim == "right" else WRONG
     for sentence in SENTENCE_END.split(answer):
-        denied = False
-        for word in normalised(sentence).split():
+        words, denied = normalised(sentence).split(), False
+        for word in words:
             if word in (YES, NO):
                 return word
             if word in RIGHT | WRONG:
                 return YES if (word in agreeing) != denied else NO
             denied = word in NOT or denied
-        if normalised(sentence).split()[-1:] in [[word] for word in NOT]:
+        if words and words[-1] in NOT:
             return NO
     return None
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hf_edit.batching import spread
-from hf_edit.edits import prompt_key, question_of
+from hf_edit.edits import prompt_key
 from hf_edit.evaluation.evaluators.held import Held, held_metrics
 from hf_edit.evaluation.subject import Question, Subject, Task
 from hf_edit.statistics.config import StatisticsConfig
-from hf_edit.statistics.invented import continued, first_words
-from hf_edit.statistics.names import name_of, with_other_names
+from hf_edit.statistics.invented import continued
+from hf_edit.statistics.names import name_of, openings_alike
 
 
 SEED_OFFSET = 10_007
@@ -47,9 +47,7 @@ def invented(subject: Subject) -> list[str]:
     seed = config.seed + SEED_OFFSET
 
     def written(_: object) -> list[list[str]]:
-        openings = with_other_names(view, prompts, some, config.strangers, seed, NAMES)
-        nameless = [question_of(edit.prompt) for edit in some if name_of(edit) is None]
-        openings += first_words(nameless, config.strangers, seed)
+        openings = openings_alike(view, prompts, some, config.strangers, seed, NAMES)
         return [continued(view, prompts, openings, settings, seed)]
 
     asked = tuple(prompt_key(edit.prompt) for edit in some)
