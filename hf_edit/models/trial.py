@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_edit.models.hooks import adding, set_aside
+from hf_edit.models.memory import ran_out
 from hf_edit.models.prefix import States
 
 
@@ -32,7 +33,9 @@ def carries_context(attempt: Callable[[], tuple[Tensor, Tensor, Tensor]]) -> boo
     """
     try:
         found, plain, lost = (logits.double() for logits in attempt())
-    except Exception:  # a model's own code, which may fail in any way on what is not of its kind
+    except Exception as error:  # a model's own code, which may fail in any way on what is not of its kind
+        if ran_out(error):
+            raise  # says nothing of the model
         return False
     return bool((found - plain).norm() <= TOLERANCE * (lost - plain).norm())
 

@@ -51,6 +51,20 @@ def test_a_hook_that_was_set_aside_works_again() -> None:
     assert torch.allclose(moved, plain + 1)
 
 
+@pytest.mark.parametrize("name", ["skips_blocks", "keeps_states"])
+def test_running_out_of_memory_says_nothing_of_a_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = EditableModel.of(tiny_model("llama"))
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(view.model, "forward", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            getattr(view, name)
+    assert getattr(view, name), "the next one to ask is told by trying"
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_large_entries_of_the_stream_are_no_norm(family: str, dtype: torch.dtype) -> None:
