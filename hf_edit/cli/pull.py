@@ -23,9 +23,9 @@ def pull(
 
     Prints the commit, by which the same can be had again.
     """
+    from hf_edit.hub.fetch import check_no_revision
     from hf_edit.hypernets import sharing as hypernets
     from hf_edit.packs import sharing
-    from hf_edit.packs.locate import check_no_revision
 
     name, folder, version = parted(repository)
     subfolder = _one_of("--subfolder", subfolder, folder)

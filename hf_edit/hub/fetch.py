@@ -9,6 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 
+from hf_edit.errors import PackError
 from hf_edit.hub.client import attempt
 
 
@@ -16,6 +17,15 @@ def fetching(id: str, revision: str | None) -> str:
     """What is being done when something that is no folder here is looked for on the Hub, as an error says it."""
     at = f" at revision {revision!r}" if revision else ""
     return f"{id!r} is no folder here, and fetching it{at} from the Hub"
+
+
+def check_no_revision(local: str | os.PathLike[str], revision: str | None) -> None:
+    """Raise a PackError where a revision is asked for and there is a folder here, which has but one content."""
+    if revision is not None and os.path.isdir(local):
+        raise PackError(
+            f"{local} is a folder here, which has no revision {revision!r}.",
+            "Leave the revision out to read the folder; for the repository of that name, call this from elsewhere.",
+        )
 
 
 def snapshot(

@@ -14,7 +14,7 @@ from hf_edit.errors import PackError
 from hf_edit.files.atomic import recover, write_directory
 from hf_edit.files.reading import MAX_TENSOR_BYTES, PlainFolder, read_tensors, write_tensors
 from hf_edit.hub.client import HubCommit, is_repo_id
-from hf_edit.hub.fetch import fetching, snapshot
+from hf_edit.hub.fetch import check_no_revision, fetching, snapshot
 from hf_edit.hypernets.card import hypernet_card
 from hf_edit.hypernets.manifest import MANIFEST, Manifest
 from hf_edit.models.fingerprint import dtype_name
@@ -69,13 +69,14 @@ def located(
     """The folder of a hypernetwork, and the commit that it is of where it came from the Hub.
 
     Raises:
-        PackError: there is no such folder, here or on the Hub.
+        PackError: there is no such folder, here or on the Hub, or a revision is asked of one that is here.
         HubError: it could not be fetched.
     """
     name, path = os.fspath(id_or_path), Path(id_or_path)
     if "\0" not in name:
         recover(path)
         if path.exists():
+            check_no_revision(path, revision)
             return PlainFolder(path), None
     if isinstance(id_or_path, os.PathLike) or not is_repo_id(name):
         raise PackError(

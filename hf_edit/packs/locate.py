@@ -11,7 +11,7 @@ from hf_edit.errors import PackError
 from hf_edit.files.atomic import recover
 from hf_edit.files.reading import PlainFolder
 from hf_edit.hub.client import HubCommit, is_repo_id
-from hf_edit.hub.fetch import fetching, listing, snapshot
+from hf_edit.hub.fetch import check_no_revision, fetching, listing, snapshot
 from hf_edit.packs.contents import MANIFEST
 from hf_edit.validation import shown
 
@@ -111,15 +111,6 @@ def locate(
     )
     origin = HubCommit(id_or_path, folder.name, str(sub) if sub.parts else None)
     return Place(folder / sub, folder.parent.parent, origin)
-
-
-def check_no_revision(local: str | os.PathLike[str], revision: str | None) -> None:
-    """Raise a PackError where a revision is asked for and there is a folder here, which has but one content."""
-    if revision is not None and os.path.isdir(local):
-        raise PackError(
-            f"{local} is a folder here, which has no revision {revision!r}.",
-            "Leave the revision out to read the folder; for the repository of that name, call this from elsewhere.",
-        )
 
 
 def inside(subfolder: str | None) -> PurePosixPath:

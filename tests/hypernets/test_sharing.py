@@ -29,6 +29,13 @@ def test_there_and_back(hub: LoopbackHub, tmp_path: Path) -> None:
     assert read(folder)[0] == copied and origin == done
 
 
+def test_a_folder_here_has_no_revision(tmp_path: Path) -> None:
+    written(tmp_path / "net")
+    located(tmp_path / "net")
+    with pytest.raises(PackError, match="net is a folder here, which has no revision 'v1'"):
+        located(tmp_path / "net", revision="v1")
+
+
 def test_a_push_replaces_what_was_there_and_keeps_the_owners_words(hub: LoopbackHub, tmp_path: Path) -> None:
     publish_folder(written(tmp_path / "net"), "me/net")
     card = hub.files("me/net")[CARD]

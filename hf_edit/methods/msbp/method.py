@@ -36,6 +36,7 @@ from hf_edit.methods.msbp.proposal import Normaliser, Rule
 from hf_edit.methods.msbp.protection import protected_by_moments
 from hf_edit.methods.msbp.stream import Step, Stream, Transformer
 from hf_edit.methods.training.outcome import warn_of_missed, warn_of_unheld
+from hf_edit.methods.training.teacher import untaught
 from hf_edit.methods.training.texts import Text, prepared
 from hf_edit.models.editable import EditableLinear, EditableModel
 from hf_edit.processes import Processes
@@ -127,7 +128,7 @@ class MultiStep:
         protected = protected_by_moments(model, linears, preserve, weight, self.moments)
         processes = Processes.joined(model.device)
         stream = Stream(model, linears, self.rule, transformers, config.ridge, config.at_once, protected, processes)
-        self._protect(stream, edits, preserve)
+        self._protect(stream, prompts, edits, preserve)
         probe = Probe(stream, prompts, edits, preserve, config.calibration, config.seed)
         source: list[dict[str, KeyValues]] = []
         sizes: list[list[float]] = []
@@ -196,7 +197,7 @@ class MultiStep:
         stream.take(Step(captured, proposals, size))
         return size, {name: size * proposal.changes for name, proposal in proposals.items()}
 
-    def _protect(self, stream: Stream, edits: EditSet, preserve: Preservation) -> None:
+    def _protect(self, stream: Stream, prompts: PromptFormat, edits: EditSet, preserve: Preservation) -> None:
         """Keep the keys of strangers and of earlier edits, by their weights, in the solve if there is one."""
         config, model = self.config, stream.model
         if not self.rule.solve:
@@ -206,7 +207,8 @@ class MultiStep:
             )
             return
         strangers = preserve.strangers(list(edits), config.strangers) if config.strangers else ()
-        for encoded, weight in ((strangers, config.stranger_weight), (preserve.earlier, config.protect_earlier)):
+        (earlier,) = untaught([preserve.earlier], prompts, edits, ())
+        for encoded, weight in ((strangers, config.stranger_weight), (earlier, config.protect_earlier)):
             if encoded and weight:
                 stream.protect(prepared(model, encoded, stream.first), weight)
 

@@ -211,6 +211,16 @@ def test_what_is_protected_moves_less_and_the_edits_are_learned_still(kept: str)
     assert held < 0.2 * free and still > 0.3 * learned
 
 
+def test_what_an_earlier_pack_said_to_a_question_taught_anew_is_not_held() -> None:
+    """The update would be held to nothing at the very tokens that it is to change; other questions' are held still."""
+    config = EMSEditConfig(step_size=0.02, steps=1, layers=(2,), preservation=0, protect_earlier=100.0)
+    capital = CHAT.encode(EDITS[0].prompt, "It is a dog.")
+    anew, other, none = (computed(EMSEdit(config), earlier=texts) for texts in ((capital,), (STRANGER,), ()))
+    for name, delta in none.deltas.items():
+        assert torch.equal(anew.deltas[name].dense(), delta.dense())
+        assert not torch.allclose(other.deltas[name].dense(), delta.dense(), rtol=0.01)
+
+
 class Unasked(Fixed):
     """Nothing may be collected but what is given."""
 
