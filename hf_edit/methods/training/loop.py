@@ -78,7 +78,7 @@ def train(course: Course, factors: Factors, checkpoints: Checkpoints, progress: 
             if confirmed(course, factors, state) and state.enough(step):
                 break
             state.asked(step)
-        rested = state.rests(step, drawn_at_once)
+        rested = state.rests(step, drawn_at_once, float(factors.size().detach()))
         if step % KEPT_EVERY == 0 and not rested:  # which a snapshot does not say: the end is found again
             checkpoints.save(key, snapshot(step, optimiser, generator, state))
     else:

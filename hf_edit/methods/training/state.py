@@ -22,14 +22,14 @@ WRONG = 10.0
 UNSEEN = 100.0
 """The loss of a text that was not drawn yet."""
 FALL = 0.95
-"""Mean losses above this share of the lowest one so far are no progress."""
+"""Mean losses above this share of the lowest one so far are no progress, nor are sizes above it of the smallest."""
 PATIENCE_PASSES, PATIENCE_STEPS = 6, 30
 """Without progress for so many passes over the texts, and so many steps, training has come to rest."""
 LONGER = 0.25
 """How many more steps, as a share of those so far, training takes once every answer is right and not yet clear."""
 ENDING_PASSES, ENDING_STEPS = 0.5, 12
 """Once the mean loss is below the stopping loss, all are asked again after so many passes, and so many steps."""
-COURSE = ("lowest", "most", "advanced_at", "pace", "held", "asked_at", "latest")
+COURSE = ("lowest", "smallest", "most", "advanced_at", "pace", "held", "asked_at", "latest")
 """What a state says of how it went."""
 
 
@@ -45,7 +45,7 @@ class State:
         self.judged, self.weights = judged, weights
         self.losses = [UNSEEN] * len(weights)
         self.margins = [0.0] * len(weights)
-        self.lowest, self.most, self.advanced_at = UNSEEN, 0, 0
+        self.lowest, self.smallest, self.most, self.advanced_at = UNSEEN, math.inf, 0, 0
         self.pace, self.held, self.asked_at, self.latest = 1.0, 0, 0, math.inf
 
     def note(self, drawn: Sequence[int], losses: Tensor, margins: Tensor) -> None:
@@ -76,11 +76,13 @@ class State:
         """Whether only what is wrong is left to learn."""
         return self.mean_loss() < stop_loss
 
-    def rests(self, step: int, drawn_at_once: int) -> bool:
-        """Whether the mean loss has long stopped falling and no more answers came right; to be asked at every step."""
+    def rests(self, step: int, drawn_at_once: int, size: float) -> bool:
+        """Whether the mean loss has long stopped falling, no more answers came right, and the update is none that was
+        there and becomes smaller; to be asked at every step."""
         mean, right = self.mean_loss(), self.right_now()
-        if mean < FALL * self.lowest or right > self.most:
+        if mean < FALL * self.lowest or right > self.most or size < FALL * self.smallest:
             self.lowest, self.most, self.advanced_at = min(mean, self.lowest), max(right, self.most), step
+            self.smallest = min(size, self.smallest)
         return step - self.advanced_at >= max(PATIENCE_STEPS, PATIENCE_PASSES * len(self.losses) / drawn_at_once)
 
     def asks(self, step: int, drawn_at_once: int, stop_loss: float) -> bool:

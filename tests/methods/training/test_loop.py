@@ -125,9 +125,19 @@ def test_training_ends_when_it_has_long_come_no_further(view: EditableModel, tex
     with pytest.warns(HfEditWarning, match="2 of 2 edits are not answered as asked after 31 steps.*came no further"):
         result_of(EditSet([Edit("Where?", "please"), Edit("Who wrote it?", "the fox")]), trained, {})
     slow = State([0, 1], [1.0] * 200)
-    assert not any(slow.rests(step, 8) for step in range(150)) and slow.rests(150, 8)
+    assert not any(slow.rests(step, 8, 1.0) for step in range(150)) and slow.rests(150, 8, 1.0)
     slow.margins[1] = 1.0  # which a stopping loss may wait for
-    assert not slow.rests(151, 8)
+    assert not slow.rests(151, 8, 1.0)
+
+
+def test_an_update_that_is_becoming_smaller_is_not_at_rest() -> None:
+    """Polishing a stack lowers what it moves elsewhere long before it lowers the loss."""
+    state = State([0], [1.0])
+    state.note([0], torch.tensor([0.06]), torch.tensor([-1.0]))
+    assert not any(state.rests(step, 8, 5.0 * 0.99**step) for step in range(100))
+    last = 5.0 * 0.99**100
+    rests = [state.rests(100 + step, 8, last) for step in (0, PATIENCE_STEPS - 6, PATIENCE_STEPS)]
+    assert rests == [False, False, True]
 
 
 @pytest.mark.parametrize(
