@@ -26,7 +26,7 @@ class PolishSettings(SupportSettings, MomentWeights):
         f"Largest rank per block; none: {RANK_RULE}. On a budget of columns it is their number.",
         at_least=1,
     )
-    wordings: int = setting(1, "Rewrites of each prompt that are trained beside it.", at_least=0)
+    wordings: int = setting(4, "Rewrites of each prompt that are trained beside it.", at_least=0)
     wording_kinds: tuple[str, ...] = setting(
         TEXT_KINDS,
         "Kinds of rewrites, taken in turn: of the question's text, or in chats the same question with a system prompt "

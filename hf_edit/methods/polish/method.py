@@ -25,6 +25,7 @@ from hf_edit.methods.checkpoints import NoCheckpoints
 from hf_edit.methods.layers import mlp_outputs
 from hf_edit.methods.polish.config import PolishConfig, PolishSettings
 from hf_edit.methods.rank import default_rank
+from hf_edit.methods.training.answering import answers
 from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.methods.training.course import Course, Trained, Trainee
 from hf_edit.methods.training.factors import KeyBasisFactors
@@ -199,9 +200,49 @@ class Polishing:
                 HfEditWarning,
                 stacklevel=5,
             )
-            factors = self._factors(trainees, rank, asked, {})
-        course = self._course(trainees, held, settings.training, self._decoys)
+            return self._trained(trainees, held, self._factors(trainees, rank, asked, {}), checkpoints, progress)
+        if self._start:
+            return self._improved(trainees, held, factors, checkpoints, progress)
+        return self._trained(trainees, held, factors, checkpoints, progress)
+
+    def _trained(
+        self,
+        trainees: Sequence[Trainee],
+        held: Teacher,
+        factors: KeyBasisFactors,
+        checkpoints: Checkpoints,
+        progress: Progress,
+    ) -> tuple[KeyBasisFactors, Trained]:
+        course = self._course(trainees, held, self._settings.training, self._decoys)
         return factors, train(course, factors, checkpoints, progress)
+
+    def _improved(
+        self,
+        trainees: Sequence[Trainee],
+        held: Teacher,
+        factors: KeyBasisFactors,
+        checkpoints: Checkpoints,
+        progress: Progress,
+    ) -> tuple[KeyBasisFactors, Trained]:
+        """As `_trained`, of an update that is there; that itself if training loses more answers than it wins."""
+        texts = [trainee.text for trainee in trainees if trainee.judged]
+        losses, margins = answers(self._model, self.first, texts, factors.deltas())
+        there = Trained(0, losses.tolist(), (margins > 0).tolist(), 1.0)
+        begun = [leaf.detach().clone() for leaf in factors.parameters()]
+        factors, trained = self._trained(trainees, held, factors, checkpoints, progress)
+        fewer = sum(there.right) - sum(trained.right)
+        if fewer <= 0:
+            return factors, trained
+        warnings.warn(
+            f"Polishing lost {fewer} of the {sum(there.right)} answers that the update gave, which is therefore left "
+            "as it was. Raise max_steps of the training, or lower its size_weight or drift_weight.",
+            HfEditWarning,
+            stacklevel=5,
+        )
+        with torch.no_grad():
+            for leaf, before in zip(factors.parameters(), begun, strict=True):
+                leaf.copy_(before)
+        return factors, there
 
     def _helps(self, start: KeyBasisFactors, trainees: Sequence[Trainee], teacher: Teacher) -> bool:
         """Whether the update that is there is a better beginning than nothing, in what training makes small.

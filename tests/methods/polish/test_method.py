@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -154,6 +155,29 @@ def test_a_start_that_is_worse_than_nothing_is_not_taken(times: int, recwarn: py
         begun = start[name].dense() if times == 1 else torch.zeros(delta.shape)
         assert torch.allclose(delta.dense(), begun, atol=1e-6)
     assert any("better begun with nothing" in str(warning.message) for warning in recwarn) == (times > 1)
+
+
+def test_polishing_that_loses_answers_leaves_the_update_as_it_was(recwarn: pytest.WarningsRecorder) -> None:
+    """What one far too long step makes of it answers less than what it was given."""
+    edits = EditSet([Edit("Who wrote it?", "the fox"), Edit("What is the capital?", "a dog")])
+    learned = TrainingConfig(
+        max_steps=60, learning_rate=0.3, stop_loss=4.6, drift_weight=0.0, size_weight=0.0, shrink=False
+    )
+    start = compute(edits, layers=(1, 2), rank=40, wordings=0, training=learned)
+    view, found = EditableModel.of(tiny_model("llama")), []
+    for rate in (0.3, 1000.0):
+        training = replace(learned, max_steps=1, learning_rate=rate, stop_loss=1e-9)
+        config = PolishConfig(layers=(1, 2), rank=40, wordings=0, training=training)
+        with borrowed(view.model):
+            preserve = Fixed(random_moments(view))
+            found.append(Polish(config, start).compute(view, CHAT, edits, preserve, NoCheckpoints(), Silent()))
+    fine, lost = found
+    for name, delta in start.items():
+        assert torch.allclose(lost.deltas[name].dense(), delta.dense(), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(fine.deltas[name].dense(), delta.dense(), rtol=1e-4, atol=1e-5)
+    assert all(lost.receipt[edit.id]["right"] and fine.receipt[edit.id]["right"] for edit in edits)
+    said = [str(one.message) for one in recwarn if "Polishing lost" in str(one.message)]
+    assert len(said) == 1 and re.match(r"Polishing lost [12] of the 2 answers that the update gave", said[0])
 
 
 @pytest.mark.parametrize(
