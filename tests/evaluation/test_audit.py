@@ -200,7 +200,7 @@ def test_a_trained_pack_is_honest_and_the_same_with_an_edit_left_out_is_not(
     edits = some_edits(8, 10)
     pack = hf_edit.edit(wide_model(), tiny_tokenizer(), edits, config)
     found, findings, limits = unlisted(pack)
-    assert (findings, limits) == ([], []) and max(one.share for one in found.values()) < 1e-3
+    assert (findings, limits) == ([], []) and max(one.share for one in found.values()) < 1e-2
     lowest = EditableModel.of(wide_model()).linears[layers[0]].name
     assert found[lowest].share < 1e-6
     assert unlisted(replace(pack, source=None))[1] == []
