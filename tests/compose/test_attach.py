@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import hf_edit
 from hf_edit.compose.attach import attach, detach
@@ -91,8 +93,19 @@ def test_every_way_of_loading_equals_dense_weights(family: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_every_way_of_loading_equals_dense_weights_on_a_real_model(embedded_base: Path, tmp_path: Path) -> None:
-    """In float64 exactly; in float32 as closely as the model computes at all, which is 1e-4 at logits of 30."""
+def test_every_way_of_loading_equals_dense_weights_on_a_real_model(
+    embedded_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64 exactly; in float32 as closely as the model computes at all, which is 1e-4 at logits of 30.
+
+    Norms are computed in the model's dtype. They would round to float32, and two numbers that differ in float64's last
+    digit may come out differently: on some processors one of the millions here does.
+    """
+
+    def norm(self: Any, states: torch.Tensor) -> torch.Tensor:
+        return self.weight * states * torch.rsqrt(states.square().mean(-1, keepdim=True) + self.variance_epsilon)
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
     ids = torch.randint(0, 49_000, (1, 48))
     load = lambda path, dtype: AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()  # noqa: E731
     base = load(embedded_base, torch.float32)
