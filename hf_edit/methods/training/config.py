@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from hf_edit.settings import Settings, setting
 
 
+FEW = 4
+"""Edits that are few: more of them answer other wordings less often, which larger updates make up for."""
 SIZED = 16
 """Edits whose update may be as large as `size_weight` says."""
 
@@ -34,8 +36,8 @@ class TrainingConfig(Settings):
     size_weight: float | None = setting(
         None,
         "Weight of tr(dW C dW^T), what the update moves elsewhere, measured by the hidden state's entries; as a share "
-        "of the loss that is left. None: 0.7 for one edit, half of it for several; beyond sixteen it is shared among "
-        "them, as each needs its own.",
+        "of the loss that is left. None: 0.7 for up to four edits, half of it for more; beyond sixteen it is shared "
+        "among them, as each needs its own.",
         at_least=0,
     )
     drift_weight: float = setting(2.0, "Weight of the KL divergence to the base on its own answers.", at_least=0)
@@ -44,7 +46,7 @@ class TrainingConfig(Settings):
 
     def size_share(self, n_edits: int) -> float:
         """Weight of the size for so many edits together: what they need adds up, while their loss is a mean."""
-        weight = (0.7 if n_edits == 1 else 0.35) if self.size_weight is None else self.size_weight
+        weight = (0.7 if n_edits <= FEW else 0.35) if self.size_weight is None else self.size_weight
         return weight * min(1.0, SIZED / n_edits)
 
     def step_size(self, n_edits: int) -> float:

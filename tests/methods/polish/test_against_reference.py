@@ -189,11 +189,13 @@ def test_the_weight_of_the_size_is_shared_by_many_edits() -> None:
     check("llama", many, settings({**FEW, "size_weight": 0.3}, wordings=0, layers=(1,)))
 
 
-def test_one_edit_is_kept_smaller_than_several() -> None:
-    for edits in (EDITS, EDITS[:1]):
+def test_few_edits_are_kept_smaller_than_many() -> None:
+    many = EditSet([Edit(f"Who wrote book {i}?", f"Nobody {i}.") for i in range(5)])
+    for edits in (many, EDITS[:1]):
         check("llama", edits, settings({**FEW, "size_weight": None}, wordings=0, layers=(1,)))
     config = TrainingConfig()
-    assert config.size_share(1) == 2 * config.size_share(2) == 2 * config.size_share(16) == 4 * config.size_share(32)
+    assert config.size_share(1) == config.size_share(4) == 2 * config.size_share(5) == 2 * config.size_share(16)
+    assert config.size_share(16) == 2 * config.size_share(32)
 
 
 def test_no_divergence_and_no_size() -> None:

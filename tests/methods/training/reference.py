@@ -188,7 +188,7 @@ def reference_training(
             sum(weight * each for weight, each in zip(weights, values, strict=True)) / sum(weights)
             for values in (asked, [losses[i] for i in drawn])
         )
-        weight = (0.7 if len(judged) == 1 else 0.35) if config.size_weight is None else config.size_weight
+        weight = (0.7 if len(judged) <= 4 else 0.35) if config.size_weight is None else config.size_weight
         objective = focused + weight * min(1.0, 16 / len(judged)) * loss * size(update)
         objective = objective + drift(model, pools, count, update, config, generator)
         rate = pace * config.step_size(len(judged)) * min(1.0, step / WARM_UP, (mean() / 0.3) ** 0.5)
