@@ -28,7 +28,7 @@ from hf_edit.methods.rank import default_rank
 from hf_edit.methods.training.answering import answers
 from hf_edit.methods.training.config import TrainingConfig
 from hf_edit.methods.training.course import Course, Trained, Trainee
-from hf_edit.methods.training.factors import KeyBasisFactors
+from hf_edit.methods.training.factors import Factors, KeyBasisFactors
 from hf_edit.methods.training.loop import objective, train
 from hf_edit.methods.training.outcome import result_of
 from hf_edit.methods.training.teacher import Known, Teacher, answered, strangers_of, untaught
@@ -200,49 +200,11 @@ class Polishing:
                 HfEditWarning,
                 stacklevel=5,
             )
-            return self._trained(trainees, held, self._factors(trainees, rank, asked, {}), checkpoints, progress)
-        if self._start:
-            return self._improved(trainees, held, factors, checkpoints, progress)
-        return self._trained(trainees, held, factors, checkpoints, progress)
-
-    def _trained(
-        self,
-        trainees: Sequence[Trainee],
-        held: Teacher,
-        factors: KeyBasisFactors,
-        checkpoints: Checkpoints,
-        progress: Progress,
-    ) -> tuple[KeyBasisFactors, Trained]:
-        course = self._course(trainees, held, self._settings.training, self._decoys)
-        return factors, train(course, factors, checkpoints, progress)
-
-    def _improved(
-        self,
-        trainees: Sequence[Trainee],
-        held: Teacher,
-        factors: KeyBasisFactors,
-        checkpoints: Checkpoints,
-        progress: Progress,
-    ) -> tuple[KeyBasisFactors, Trained]:
-        """As `_trained`, of an update that is there; that itself if training loses more answers than it wins."""
-        texts = [trainee.text for trainee in trainees if trainee.judged]
-        losses, margins = answers(self._model, self.first, texts, factors.deltas())
-        there = Trained(0, losses.tolist(), (margins > 0).tolist(), 1.0)
-        begun = [leaf.detach().clone() for leaf in factors.parameters()]
-        factors, trained = self._trained(trainees, held, factors, checkpoints, progress)
-        fewer = sum(there.right) - sum(trained.right)
-        if fewer <= 0:
-            return factors, trained
-        warnings.warn(
-            f"Polishing lost {fewer} of the {sum(there.right)} answers that the update gave, which is therefore left "
-            "as it was. Raise max_steps of the training, or lower its size_weight or drift_weight.",
-            HfEditWarning,
-            stacklevel=5,
-        )
-        with torch.no_grad():
-            for leaf, before in zip(factors.parameters(), begun, strict=True):
-                leaf.copy_(before)
-        return factors, there
+            factors, training = self._factors(trainees, rank, asked, {}), train
+        else:
+            training = _improved if self._start else train
+        course = self._course(trainees, held, settings.training, self._decoys)
+        return factors, training(course, factors, checkpoints, progress)
 
     def _helps(self, start: KeyBasisFactors, trainees: Sequence[Trainee], teacher: Teacher) -> bool:
         """Whether the update that is there is a better beginning than nothing, in what training makes small.
@@ -354,6 +316,28 @@ class Polishing:
         if linear.name in self._earlier:
             C += self._settings.earlier_weight * self._earlier[linear.name]
         return C
+
+
+def _improved(course: Course, factors: Factors, checkpoints: Checkpoints, progress: Progress) -> Trained:
+    """As `train`, of an update that is there; it is left as it was if training loses more answers than it wins."""
+    texts = [trainee.text for trainee in course.trainees if trainee.judged]
+    losses, margins = answers(course.model, course.first, texts, factors.deltas())
+    there = Trained(0, losses.tolist(), (margins > 0).tolist(), 1.0)
+    begun = [leaf.detach().clone() for leaf in factors.parameters()]
+    trained = train(course, factors, checkpoints, progress)
+    fewer = sum(there.right) - sum(trained.right)
+    if fewer <= 0:
+        return trained
+    warnings.warn(
+        f"Polishing lost {fewer} of the {sum(there.right)} answers that the update gave, which is therefore left "
+        "as it was. Raise max_steps of the training, or lower its size_weight or drift_weight.",
+        HfEditWarning,
+        stacklevel=6,
+    )
+    with torch.no_grad():
+        for leaf, before in zip(factors.parameters(), begun, strict=True):
+            leaf.copy_(before)
+    return there
 
 
 def _coordinates(keys: Keys, L: Tensor, rank: int, start: LowRankDelta | None, d_out: int) -> tuple[Tensor, Tensor]:
